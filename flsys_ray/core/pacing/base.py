@@ -1,0 +1,56 @@
+"""What a pacing is: pure decisions on the state of the open round."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from flsys_ray.core.registry import Extension, Registry
+from flsys_ray.core.types import Counters
+
+Decision = Literal["wait", "commit", "close"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """The open round: when it opened (UTC seconds), what became of its cohort, and what time it is."""
+
+    opened_at: float
+    counters: Counters
+    now: float
+
+
+class Pacing(Extension, ABC):
+    """A frozen object whose fields are its hyper-parameters."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many devices a round takes at a time."""
+
+    @property
+    @abstractmethod
+    def max_updates(self) -> int:
+        """The most updates that one version can hold. Exact sums are scaled by it."""
+
+    @abstractmethod
+    def free_slots(self, view: RoundView) -> int:
+        """Return how many assignments may be given now."""
+
+    @abstractmethod
+    def full(self, view: RoundView) -> bool:
+        """Return whether the round has all the updates that it takes."""
+
+    @abstractmethod
+    def decide(self, view: RoundView) -> Decision:
+        """Return whether the round goes on, commits a version, or closes without one."""
+
+    @abstractmethod
+    def deadline(self, view: RoundView) -> float:
+        """Return the instant by which an assignment given now must be back."""
+
+    @abstractmethod
+    def elapsed_fraction(self, view: RoundView) -> float:
+        """Return the share of the round's time that is over, 0 to 1."""
+
+
+PACINGS: Registry[Pacing] = Registry(Pacing, __package__)

@@ -1,0 +1,74 @@
+"""Synchronous rounds with over-selection, a quorum and a deadline.
+
+Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 2019 (arXiv 1902.01046), section 2.2: more
+devices are asked than needed (they found 130 % enough), the round commits as soon as the goal is reached, or at the
+deadline with whatever is there if that is enough. A round that misses its quorum is abandoned.
+"""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from flsys_ray.core.pacing.base import Decision, Pacing, RoundView
+
+
+class Rounds(Pacing):
+    """Commits at `cohort` updates, or at the deadline with at least `quorum`; closes without a commit otherwise."""
+
+    name: Literal["rounds"] = "rounds"
+    cohort: int = Field(16, ge=1, le=100_000, description="updates that make a version")
+    over_selection: float = Field(1.3, ge=1, le=10, description="devices asked for each update needed")
+    quorum: int | None = Field(
+        None, ge=1, description="fewest updates at the deadline; default: half of the cohort"
+    )
+    deadline_s: float = Field(120.0, gt=0, le=7 * 86400)
+
+    @model_validator(mode="after")
+    def _quorum_is_within_the_cohort(self) -> "Rounds":
+        if self.needed > self.cohort:
+            raise ValueError(
+                f"quorum ({self.quorum}) is larger than cohort ({self.cohort}): no round could reach it"
+            )
+        return self
+
+    @property
+    def needed(self) -> int:
+        """The quorum."""
+        return self.quorum if self.quorum is not None else math.ceil(self.cohort / 2)
+
+    @property
+    def slots(self) -> int:
+        """The cohort, over-selected."""
+        return math.ceil(self.cohort * self.over_selection)
+
+    @property
+    def max_updates(self) -> int:
+        """The cohort: the round commits when it is reached."""
+        return self.cohort
+
+    def free_slots(self, view: RoundView) -> int:
+        """Slots less the devices that are at work or done; a slot that was given back is free again."""
+        if self.full(view) or view.now >= self.deadline(view):
+            return 0
+        return self.slots - view.counters.pending - view.counters.counted
+
+    def full(self, view: RoundView) -> bool:
+        """Whether the cohort is complete."""
+        return view.counters.counted >= self.cohort
+
+    def decide(self, view: RoundView) -> Decision:
+        """Commit when full, or at the deadline with the quorum; close at the deadline without it."""
+        if self.full(view):
+            return "commit"
+        if view.now < self.deadline(view):
+            return "wait"
+        return "commit" if view.counters.counted >= self.needed else "close"
+
+    def deadline(self, view: RoundView) -> float:
+        """The round's."""
+        return view.opened_at + self.deadline_s
+
+    def elapsed_fraction(self, view: RoundView) -> float:
+        """The share of `deadline_s`."""
+        return min(1.0, max(0.0, (view.now - view.opened_at) / self.deadline_s))

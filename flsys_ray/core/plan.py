@@ -1,0 +1,126 @@
+"""The training plan: everything about how a model trains, as one frozen pydantic model.
+
+YAML, HTTP, Python and Tune spell it alike. An example:
+
+    pacing: {name: rounds, cohort: 24, deadline_s: 60}
+    selection: uniform
+    aggregation: weighted_mean
+    server_optimizer: {name: adam, learning_rate: 0.03}
+    local: {epochs: 2, learning_rate: 0.05}
+    stopping: {versions: 20}
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flsys_ray.core.aggregation.base import RULES, AggregationRule
+from flsys_ray.core.exact import FixedPoint
+from flsys_ray.core.optimizers.base import OPTIMIZERS, ServerOptimizer
+from flsys_ray.core.pacing.base import PACINGS, Pacing
+from flsys_ray.core.pacing.deadline import Rounds
+from flsys_ray.core.selection.base import SELECTORS, Selector
+from flsys_ray.core.selection.uniform import Uniform
+from flsys_ray.errors import PlanInvalid
+
+if TYPE_CHECKING:
+    AnyRule = AggregationRule[Any]
+    AnyOptimizer = ServerOptimizer
+    AnySelector = Selector
+    AnyPacing = Pacing
+else:
+    AnyRule = RULES.union()
+    AnyOptimizer = OPTIMIZERS.union()
+    AnySelector = SELECTORS.union()
+    AnyPacing = PACINGS.union()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LocalTraining(_Section):
+    """What a device does with an assignment. The batch size is the program's."""
+
+    epochs: int = Field(1, ge=1, le=1000)
+    learning_rate: float = Field(0.05, gt=0)
+    proximal_mu: float = Field(
+        0.0, ge=0, description="FedProx's mu (Li et al. 2020, arXiv 1812.06127, eq. 2)"
+    )
+    max_steps: int | None = Field(None, ge=1, description="stop after so many batches, whatever the epochs")
+
+
+class Eligibility(_Section):
+    """When a device may train. The device judges it on its own, and its reasons never leave it."""
+
+    charging: bool = True
+    idle: bool = True
+    unmetered: bool = True
+    min_battery_fraction: float = Field(0.3, ge=0, le=1)
+    min_examples: int = Field(10, ge=1)
+
+
+class Limits(_Section):
+    """What one update may hold. Exact sums are scaled by these."""
+
+    max_examples: int = Field(10_000, ge=1, description="an update's weight is cut to this many examples")
+    max_abs_delta: float = Field(1024.0, gt=0, description="an update with a larger value is refused")
+
+
+class Stopping(_Section):
+    """When the model is finished. Without a limit it trains until it is stopped."""
+
+    versions: int | None = Field(None, ge=1)
+
+
+class TrainingPlan(_Section):
+    """How one model trains. Raises `PlanInvalid` through `parse_plan` when it contradicts itself."""
+
+    pacing: AnyPacing = Rounds()
+    selection: AnySelector = Uniform()
+    aggregation: AnyRule = Field("weighted_mean", validate_default=True)
+    server_optimizer: AnyOptimizer = Field("sgd", validate_default=True)
+    local: LocalTraining = LocalTraining()
+    eligibility: Eligibility = Eligibility()
+    limits: Limits = Limits()
+    stopping: Stopping = Stopping()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _sums_cannot_overflow(self) -> "TrainingPlan":
+        try:
+            self.scale()
+        except PlanInvalid as error:
+            raise ValueError(error.message) from error
+        return self
+
+    def scale(self) -> FixedPoint:
+        """Return the fixed-point scale of this plan's sums."""
+        return FixedPoint(self.pacing.max_updates, self.limits.max_examples, self.limits.max_abs_delta)
+
+    def to_yaml(self) -> str:
+        """Return the plan as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_plan(value: object) -> TrainingPlan:
+    """Return the plan in a mapping (from JSON or YAML). Raises `PlanInvalid` naming the fields."""
+    try:
+        return TrainingPlan.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            (".".join(str(p) for p in e["loc"]), e["msg"].removeprefix("Value error, "))
+            for e in error.errors()
+        ]
+        text = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
+        raise PlanInvalid(f"plan: {text}", tuple(field for field, _ in problems if field)) from error
+
+
+def parse_plan_yaml(text: str) -> TrainingPlan:
+    """Return the plan in a YAML text. Raises `PlanInvalid` for broken YAML too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanInvalid(f"plan: not YAML: {error}") from error
+    return parse_plan({} if value is None else value)

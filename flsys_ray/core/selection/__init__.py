@@ -1,0 +1,1 @@
+"""Selectors: which candidates get assignments. One file a selector; see `base`."""

@@ -1,0 +1,146 @@
+"""The nouns of the platform, and the sign of a delta.
+
+The sign, said once: `delta = trained - base` on the device, and `next = base + optimizer(aggregate(deltas))` in the
+cloud. An update that helps is added, never subtracted.
+
+Instants are UTC seconds as float, durations seconds (`_s`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flsys_ray.core.layout import Vector
+
+Reason = Literal[
+    "already-contributed",  # this device's assignment of this round is done
+    "deadline-passed",  # the assignment's deadline is over
+    "finished",  # the plan's stopping condition is met
+    "given-back",  # the device gave this assignment back
+    "not-selected",  # the selector chose others this time
+    "not-training",  # the model is a draft, paused, finished or archived
+    "round-closing",  # the round is about to close: come back in a moment
+    "round-full",  # enough devices are at work
+    "round-over",  # the round of the assignment has closed
+    "unusable",  # the update's values, length or example count cannot be used
+    "wrong-model",  # the assignment is of another model
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Work for one device: train `version` of `model` and upload the delta before `deadline` (UTC seconds)."""
+
+    assignment_id: str
+    model: str
+    round: int
+    version: int
+    device_id: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What a device uploads for an assignment.
+
+    `delta` is float32 [P], trained minus base parameters. `loss` is the mean training loss. `sha256` is the hash of
+    the uploaded bytes, which a version's manifest repeats.
+    """
+
+    assignment: Assignment
+    delta: Vector
+    num_examples: int
+    loss: float
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A refusal that is part of normal life. Come back after `retry_after_s`; `detail` is for people."""
+
+    reason: Reason
+    retry_after_s: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The update is in its round; `duplicate`: it was there before."""
+
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """The assignment is free again; `duplicate`: it was before."""
+
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The cohort of a round. At every instant: assigned = counted + late + given_back + pending.
+
+    `pending` is open work. When the round closes, what is pending becomes `late`: its chance is gone, whether or not
+    the device is ever heard of again.
+    """
+
+    assigned: int = 0
+    counted: int = 0
+    late: int = 0
+    given_back: int = 0
+    pending: int = 0
+
+    @property
+    def reconciles(self) -> bool:
+        """Whether the sum holds."""
+        return self.assigned == self.counted + self.late + self.given_back + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRef:
+    """One line of a version's manifest: which update is in it, with which weight, and the hash of its bytes."""
+
+    assignment_id: str
+    device_id: str
+    num_examples: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OptimizerState:
+    """The state of a server optimizer after `step` steps: one float32 [P] vector a slot, in the order of its slots."""
+
+    step: int = 0
+    vectors: tuple[Vector, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """One committed version: `parameters` float32 [P], and what the server optimizer needs to go on from it."""
+
+    number: int
+    parameters: Vector
+    optimizer_state: OptimizerState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """A new version and the updates that made it, in assignment order."""
+
+    version: Version
+    updates: tuple[UpdateRef, ...]
+    delta_norm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundSummary:
+    """How a round ended. `commit` is None when it missed its quorum: the next round starts from the same version."""
+
+    round: int
+    version: int
+    opened_at: float
+    closed_at: float
+    counters: Counters
+    num_examples: int
+    mean_loss: float | None
+    commit: Commit | None

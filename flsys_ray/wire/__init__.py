@@ -1,0 +1,1 @@
+"""What travels between phone, developer and cloud: `schemas` (JSON) and `tensors` (safetensors)."""

@@ -1,0 +1,316 @@
+"""Every JSON message of `/v1`. The OpenAPI document is generated from these.
+
+Durations are seconds (`_s`), sizes bytes, instants UTC seconds as float. Names of models and apps are lower-case.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
+from flsys_ray.core.types import Reason
+
+SAFETENSORS = "application/vnd.safetensors"
+PROGRAM = "application/vnd.flsys.program"
+PROBLEM = "application/problem+json"
+ASSIGNMENT_HEADER = "Flsys-Assignment"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+State = Literal["draft", "training", "paused", "finished"]
+
+
+class Message(BaseModel):
+    """The base of all messages: immutable, strict about misspelt fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457. `type` ends in the error's stable code."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    fields: list[str] | None = Field(None, description="the input's fields that are wrong, dotted")
+    retry_after_s: float | None = None
+
+
+# Phones ----------------------------------------------------------------------------------------------------------
+
+
+class EnrolRequest(Message):
+    """A phone asks to take part. The same `installation_id` gives the same device, however often it asks."""
+
+    installation_id: str = Field(
+        min_length=8, max_length=200, description="random, made once by the installed app"
+    )
+
+
+class EnrolReply(Message):
+    """A device's identity. The token goes into `Authorization: Bearer`."""
+
+    device_id: str
+    token: str
+    expires_at: float
+
+
+class Conditions(Message):
+    """What the cloud must know to choose work for a device. Why a device is eligible never leaves it."""
+
+    program_format: int = Field(1, ge=1, description="the newest program format that the device can run")
+    available_s: float | None = Field(None, gt=0, description="how long the device expects to stay available")
+
+
+class ModelCandidacy(Message):
+    """What a device could do for one model."""
+
+    model: Name
+    version: int | None = Field(None, ge=0, description="the newest version that the device holds")
+    examples: int = Field(ge=0, description="how many examples it could train on")
+
+
+class CheckInRequest(Message):
+    """A device says what it could do now."""
+
+    conditions: Conditions = Conditions()
+    models: list[ModelCandidacy] = Field(min_length=1, max_length=100)
+
+
+class ProgramLink(Message):
+    """Where a program is, and the hash of the whole file."""
+
+    url: str
+    sha256: Sha256
+
+
+class WeightsLink(Message):
+    """Where a version's parameters are, and the hash of the whole file."""
+
+    url: str
+    sha256: Sha256
+
+
+class UploadLink(Message):
+    """Where the update goes, and what it may be."""
+
+    url: str
+    encodings: list[Literal["float32"]] = ["float32"]
+    max_bytes: int
+
+
+class AssignmentMessage(Message):
+    """Work for the device. Relative URLs. `token` goes into the `Flsys-Assignment` header of calls on `upload.url` (and of
+    `DELETE` and `PUT .../evaluation`), beside the device's own token.
+    """
+
+    assignment_id: str
+    token: str
+    model: Name
+    round: int
+    version: int
+    program: ProgramLink
+    weights: WeightsLink
+    augmentation: ProgramLink | None = None
+    local: LocalTraining
+    upload: UploadLink
+    deadline_s: float = Field(description="seconds from now")
+
+
+class Rejection(Message):
+    """Why there is no assignment of this model now."""
+
+    model: Name
+    reason: Reason | Literal["unknown-model"]
+
+
+class CheckInReply(Message):
+    """Zero or more assignments, and when to come back. `eligibility` is each model's plan's, for the device to judge."""
+
+    assignments: list[AssignmentMessage]
+    rejections: list[Rejection]
+    eligibility: dict[str, Eligibility]
+    retry_after_s: float
+
+
+class UpdateReply(Message):
+    """The update is durable and in its round; `duplicate`: it was there before."""
+
+    status: Literal["counted"] = "counted"
+    duplicate: bool
+
+
+class GiveBackRequest(Message):
+    """Why the device gives its assignment back."""
+
+    reason: Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"] = (
+        "failed"
+    )
+
+
+class EvaluationRequest(Message):
+    """How the assignment's base version does on the device's own held-out examples."""
+
+    loss_sum: float = Field(ge=0)
+    correct: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+class EvaluationReply(Message):
+    """The evaluation is durable."""
+
+    status: Literal["counted"] = "counted"
+    duplicate: bool
+
+
+# Developers and operators ----------------------------------------------------------------------------------------
+
+
+class CreateApp(Message):
+    """An operator registers a third-party app."""
+
+    name: Name
+
+
+class AppCreated(Message):
+    """The app's key is shown this once: the cloud keeps its hash only. Asking again gives a new key to a new app only."""
+
+    app_id: Name
+    key: str
+    created_at: float
+
+
+class PlanRequest(Message):
+    """`PUT /v1/models/{model}`: create the model, or give it a new plan from the next round on."""
+
+    plan: TrainingPlan = TrainingPlan()
+
+
+class RoundCounters(Message):
+    """The cohort funnel: assigned = counted + late + given_back + pending."""
+
+    assigned: int = 0
+    counted: int = 0
+    late: int = 0
+    given_back: int = 0
+    pending: int = 0
+
+
+class Metrics(Message):
+    """Federated evaluation, summed over the devices that reported."""
+
+    loss: float
+    accuracy: float
+    examples: int
+    devices: int
+
+
+class OpenRound(Message):
+    """The round that is open now."""
+
+    round: int
+    version: int
+    opened_at: float
+    counters: RoundCounters
+
+
+class ModelInfo(Message):
+    """One model at this moment."""
+
+    model: Name
+    app_id: Name
+    state: State
+    version: int | None
+    program_sha256: Sha256 | None
+    weights_sha256: Sha256 | None
+    parameters: int | None
+    open_round: OpenRound | None
+    rounds_closed: int
+    last_metrics: Metrics | None
+    plan: TrainingPlan
+
+
+class RoundInfo(Message):
+    """A round that is over. `committed` is the version that it made, None if it missed its quorum."""
+
+    round: int
+    version: int
+    committed: int | None
+    opened_at: float
+    closed_at: float
+    counters: RoundCounters
+    num_examples: int
+    mean_loss: float | None
+    delta_norm: float | None
+    evaluation: Metrics | None = Field(description="of the base version, on the cohort's held-out examples")
+
+
+class RoundsReply(Message):
+    """Rounds, oldest first."""
+
+    model: Name
+    rounds: list[RoundInfo]
+
+
+class UpdateLine(Message):
+    """One update in a version."""
+
+    assignment_id: str
+    device_id: str
+    num_examples: int
+    sha256: str
+
+
+class VersionInfo(Message):
+    """A version's manifest: what made it. Version 0 has no round and no updates."""
+
+    model: Name
+    version: int
+    weights_sha256: Sha256
+    optimizer_sha256: Sha256
+    optimizer_step: int
+    program_sha256: Sha256
+    plan_sha256: Sha256
+    round: int | None
+    committed_at: float
+    updates: list[UpdateLine]
+
+
+class VersionsReply(Message):
+    """Versions, oldest first, without their updates."""
+
+    model: Name
+    versions: list[int]
+
+
+class ModelsReply(Message):
+    """The app's models, by name."""
+
+    models: list[ModelInfo]
+
+
+class InferRequest(Message):
+    """Examples in the program's input shape (the manifest's `input_shape`), nested lists."""
+
+    instances: list[list[float] | list[list[float]] | list[list[list[float]]]] = Field(
+        min_length=1, max_length=256
+    )
+    version: int | None = Field(None, ge=0)
+
+
+class InferReply(Message):
+    """Scores [N, C] (probabilities), and the class with the highest one."""
+
+    model: Name
+    version: int
+    classes: list[str]
+    scores: list[list[float]]
+    labels: list[str]
+
+
+class Health(Message):
+    """Alive or ready."""
+
+    status: Literal["ok"] = "ok"
