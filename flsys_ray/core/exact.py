@@ -1,8 +1,8 @@
 """Exact sums: weighted vectors added as 64-bit integers.
 
-Each value is scaled by a power of two and rounded to an integer once; integer addition is associative, so the sum is the
-same to the bit in any order of arrival, on any number of replicas, and after any restart. The scale follows from limits
-that are known before the first update arrives, so that no sum can overflow.
+Each value is scaled by a power of two and rounded to an integer once; integer addition is associative, so the sum is
+the same to the bit in any order of arrival, on any number of replicas, and after any restart. The scale follows from
+limits that are known before the first update arrives, so that no sum can overflow.
 """
 
 import math
@@ -82,9 +82,7 @@ class ExactSum:
 
     def merge(self, other: "ExactSum") -> "ExactSum":
         """Return the sum of both, which must have the same scale."""
-        return ExactSum(
-            self.scale, self.total + other.total, self.weight + other.weight, self.count + other.count
-        )
+        return ExactSum(self.scale, self.total + other.total, self.weight + other.weight, self.count + other.count)
 
     def mean(self) -> NDArray[np.float64]:
         """Return the weighted mean, float64 [P]. Raises `EmptyCohort` for an empty sum.

@@ -45,9 +45,7 @@ class LocalTraining(_Section):
 
     epochs: int = Field(1, ge=1, le=1000)
     learning_rate: float = Field(0.05, gt=0)
-    proximal_mu: float = Field(
-        0.0, ge=0, description="FedProx's mu (Li et al. 2020, arXiv 1812.06127, eq. 2)"
-    )
+    proximal_mu: float = Field(0.0, ge=0, description="FedProx's mu (Li et al. 2020, arXiv 1812.06127, eq. 2)")
     max_steps: int | None = Field(None, ge=1, description="stop after so many batches, whatever the epochs")
 
 
@@ -110,8 +108,7 @@ def parse_plan(value: object) -> TrainingPlan:
         return TrainingPlan.model_validate(value)
     except ValidationError as error:
         problems = [
-            (".".join(str(p) for p in e["loc"]), e["msg"].removeprefix("Value error, "))
-            for e in error.errors()
+            (".".join(str(p) for p in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors()
         ]
         text = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
         raise PlanInvalid(f"plan: {text}", tuple(field for field, _ in problems if field)) from error

@@ -45,9 +45,7 @@ class Registry(Generic[E]):
         for kind in _concrete(self.base):
             name = kind.model_fields["name"].default
             if found.setdefault(name, kind) is not kind:
-                raise TypeError(
-                    f"{self.package}: {kind.__qualname__} and {found[name].__qualname__} are both {name!r}"
-                )
+                raise TypeError(f"{self.package}: {kind.__qualname__} and {found[name].__qualname__} are both {name!r}")
         return dict(sorted(found.items()))
 
     def union(self) -> Any:

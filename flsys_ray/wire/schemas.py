@@ -44,9 +44,7 @@ class Problem(BaseModel):
 class EnrolRequest(Message):
     """A phone asks to take part. The same `installation_id` gives the same device, however often it asks."""
 
-    installation_id: str = Field(
-        min_length=8, max_length=200, description="random, made once by the installed app"
-    )
+    installation_id: str = Field(min_length=8, max_length=200, description="random, made once by the installed app")
 
 
 class EnrolReply(Message):
@@ -102,8 +100,10 @@ class UploadLink(Message):
 
 
 class AssignmentMessage(Message):
-    """Work for the device. Relative URLs. `token` goes into the `Flsys-Assignment` header of calls on `upload.url` (and of
-    `DELETE` and `PUT .../evaluation`), beside the device's own token.
+    """Work for the device; URLs are relative.
+
+    `token` goes into the `Flsys-Assignment` header of the `PUT` on `upload.url`, of `DELETE` and of
+    `PUT .../evaluation`, beside the device's own token.
     """
 
     assignment_id: str
@@ -127,7 +127,7 @@ class Rejection(Message):
 
 
 class CheckInReply(Message):
-    """Zero or more assignments, and when to come back. `eligibility` is each model's plan's, for the device to judge."""
+    """Zero or more assignments, and when to come back. `eligibility` is that of each model's plan."""
 
     assignments: list[AssignmentMessage]
     rejections: list[Rejection]
@@ -145,9 +145,7 @@ class UpdateReply(Message):
 class GiveBackRequest(Message):
     """Why the device gives its assignment back."""
 
-    reason: Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"] = (
-        "failed"
-    )
+    reason: Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"] = "failed"
 
 
 class EvaluationRequest(Message):
@@ -175,7 +173,7 @@ class CreateApp(Message):
 
 
 class AppCreated(Message):
-    """The app's key is shown this once: the cloud keeps its hash only. Asking again gives a new key to a new app only."""
+    """The app's key. It is shown this once: the cloud keeps its hash only."""
 
     app_id: Name
     key: str
@@ -294,9 +292,7 @@ class ModelsReply(Message):
 class InferRequest(Message):
     """Examples in the program's input shape (the manifest's `input_shape`), nested lists."""
 
-    instances: list[list[float] | list[list[float]] | list[list[list[float]]]] = Field(
-        min_length=1, max_length=256
-    )
+    instances: list[list[float] | list[list[float]] | list[list[list[float]]]] = Field(min_length=1, max_length=256)
     version: int | None = Field(None, ge=0)
 
 

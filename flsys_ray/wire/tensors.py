@@ -43,7 +43,7 @@ def encode_update(delta: Vector, num_examples: int, loss: float) -> bytes:
 def encode_vector(name: str, vector: Vector, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a safetensors file with one float32 vector. Same input, same bytes."""
     tensor = np.ascontiguousarray(vector, dtype=np.float32)
-    return safetensors.numpy.save({name: tensor}, metadata=dict(metadata) if metadata else None)
+    return bytes(safetensors.numpy.save({name: tensor}, metadata=dict(metadata) if metadata else None))
 
 
 def decode_update(body: bytes, layout: Layout, max_abs: float) -> DecodedUpdate:
@@ -63,7 +63,7 @@ def decode_vector(body: bytes, name: str, size: int) -> Vector:
     """Return the one float32 vector `name` [size] in a safetensors file (a read-only view). Raises `UpdateUnusable`."""
     _header(body)
     try:
-        tensors = safetensors.deserialize(body)
+        tensors = safetensors.deserialize(body)  # type: ignore[no-untyped-call] # Rust, without stubs
     except (safetensors.SafetensorError, OverflowError, ValueError) as error:
         raise UpdateUnusable(f"not a safetensors file: {error}") from error
     if [found for found, _ in tensors] != [name]:

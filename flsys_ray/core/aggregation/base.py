@@ -1,13 +1,13 @@
 """What an aggregation rule is: a lawful fold over updates.
 
-`init` makes an empty state, `add` folds one update in, `merge` joins two states that were folded apart, `finish` gives the
-aggregated delta. The laws, tested for every registered rule (`tests/laws/test_aggregation.py`): `merge` agrees with `add`;
-order does not matter, to the bit; scaling all weights changes nothing; finite in, finite out; inputs are not changed; an
-empty cohort is refused by name.
+`init` makes an empty state, `add` folds one update in, `merge` joins two states that were folded apart, `finish` gives
+the aggregated delta. The laws, tested for every registered rule (`tests/laws/test_aggregation.py`): `merge` agrees with
+`add`; order does not matter, to the bit; scaling all weights changes nothing; finite in, finite out; inputs are not
+changed; an empty cohort is refused by name.
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,4 +39,4 @@ class AggregationRule(Extension, ABC, Generic[S]):
         """Return the aggregated delta, float64 [P]. Raises `EmptyCohort` if nothing was added."""
 
 
-RULES: Registry[AggregationRule] = Registry(AggregationRule, __package__)  # type: ignore[type-arg] # any state
+RULES: Registry[AggregationRule[Any]] = Registry(AggregationRule, __package__)

@@ -19,17 +19,13 @@ class Rounds(Pacing):
     name: Literal["rounds"] = "rounds"
     cohort: int = Field(16, ge=1, le=100_000, description="updates that make a version")
     over_selection: float = Field(1.3, ge=1, le=10, description="devices asked for each update needed")
-    quorum: int | None = Field(
-        None, ge=1, description="fewest updates at the deadline; default: half of the cohort"
-    )
+    quorum: int | None = Field(None, ge=1, description="fewest updates at the deadline; default: half of the cohort")
     deadline_s: float = Field(120.0, gt=0, le=7 * 86400)
 
     @model_validator(mode="after")
     def _quorum_is_within_the_cohort(self) -> "Rounds":
         if self.needed > self.cohort:
-            raise ValueError(
-                f"quorum ({self.quorum}) is larger than cohort ({self.cohort}): no round could reach it"
-            )
+            raise ValueError(f"quorum ({self.quorum}) is larger than cohort ({self.cohort}): no round could reach it")
         return self
 
     @property

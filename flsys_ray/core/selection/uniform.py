@@ -1,7 +1,7 @@
 """Every candidate has the same chance in a round, however often it checks in.
 
-Each device draws one ticket a round from (seed, round, device), uniform in [0, 1), and is taken when the ticket is below
-`slots / candidates`. Coming back in the same round does not draw again. Since candidates can vanish, the bar rises
+Each device draws one ticket a round from (seed, round, device), uniform in [0, 1), and is taken when the ticket is
+below `slots / candidates`. Coming back in the same round does not draw again. Since candidates can vanish, the bar rises
 with the round's time until, at `open_at_fraction` of it, everyone who is there is taken: no round starves for
 want of luck. The first round of a model has no estimate of its candidates yet and takes who comes.
 """
@@ -18,9 +18,7 @@ class Uniform(Selector):
     """A lottery with one ticket a device and round."""
 
     name: Literal["uniform"] = "uniform"
-    open_at_fraction: float = Field(
-        0.5, gt=0, le=1, description="share of the round's time after which all are taken"
-    )
+    open_at_fraction: float = Field(0.5, gt=0, le=1, description="share of the round's time after which all are taken")
 
     def chooses(self, candidacy: Candidacy) -> bool:
         """Return whether the device's ticket is below the bar."""
