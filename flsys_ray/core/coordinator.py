@@ -39,6 +39,7 @@ from flsys_ray.core.types import (
 
 Outcome = Literal["pending", "counted", "given-back"]
 SOON_S = 1.0
+CANDIDATE_ROUNDS = 8  # who came by in the last 8 to 16 rounds is a candidate of this one
 _COUNTER: dict[Outcome, str] = {"pending": "pending", "counted": "counted", "given-back": "given_back"}
 
 
@@ -62,7 +63,7 @@ class Snapshot:
     entries: tuple[tuple[str, Entry], ...]
     fold: Any
     candidates: DistinctCount
-    expected_candidates: float
+    earlier_candidates: DistinctCount
     last_duration_s: float | None
 
 
@@ -92,7 +93,7 @@ class Coordinator:
         self._scale = plan.scale()
         self._fold = plan.aggregation.init(self._scale, layout.size)
         self._candidates = DistinctCount()
-        self._expected_candidates = 0.0
+        self._earlier_candidates = DistinctCount()
         self._last_duration_s: float | None = None
 
     # Reading -----------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Coordinator:
         """A device asks for work. Asking again while its assignment is open gives the same assignment."""
         if self.finished:
             return self._rejected("finished", device_id, now)
-        self._candidates = self._candidates.add(unit(self.plan.seed, "candidate", self.round, device_id))
+        self._candidates = self._candidates.add(unit(self.plan.seed, "candidate", 0, device_id))
         assignment = self._assignment(device_id)
         entry = self._entries.get(assignment.assignment_id)
         if entry is not None and entry.outcome != "pending":
@@ -193,7 +194,7 @@ class Coordinator:
             tuple(self._entries.items()),
             self._fold,
             self._candidates,
-            self._expected_candidates,
+            self._earlier_candidates,
             self._last_duration_s,
         )
 
@@ -205,7 +206,7 @@ class Coordinator:
             restored._record(key, entry)
         restored._fold = snapshot.fold
         restored._candidates = snapshot.candidates
-        restored._expected_candidates = snapshot.expected_candidates
+        restored._earlier_candidates = snapshot.earlier_candidates
         restored._last_duration_s = snapshot.last_duration_s
         return restored
 
@@ -244,7 +245,7 @@ class Coordinator:
             seed=self.plan.seed,
             round=self.round,
             slots=pacing.slots,
-            candidates=max(self._expected_candidates, self._candidates.estimate(), 1.0),
+            candidates=self._candidates.merge(self._earlier_candidates).estimate(),
             elapsed_fraction=pacing.elapsed_fraction(view),
         )
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
@@ -315,9 +316,9 @@ class Coordinator:
         if summary.commit is not None:
             self.version = summary.commit.version
             self._last_duration_s = now - self.opened_at
-        self._expected_candidates = self._candidates.estimate()
-        self._candidates = DistinctCount()
         self.round += 1
+        if self.round % CANDIDATE_ROUNDS == 0:
+            self._earlier_candidates, self._candidates = self._candidates, DistinctCount()
         self.opened_at = now
         self._entries = {}
         self._counters = Counters()

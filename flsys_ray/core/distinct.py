@@ -23,6 +23,10 @@ class DistinctCount:
             return self
         return DistinctCount((*self.smallest[:place], hashed, *self.smallest[place:])[:K])
 
+    def merge(self, other: "DistinctCount") -> "DistinctCount":
+        """Return the count of the union."""
+        return DistinctCount(tuple(sorted({*self.smallest, *other.smallest})[:K]))
+
     def estimate(self) -> float:
         """Return the estimated number of distinct elements."""
         if len(self.smallest) < K:

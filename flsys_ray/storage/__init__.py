@@ -1,0 +1,1 @@
+"""The object store: everything that must last. See `base`."""

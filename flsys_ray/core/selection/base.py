@@ -14,8 +14,8 @@ from flsys_ray.core.registry import Extension, Registry
 class Candidacy:
     """One device at the door of one round.
 
-    `slots` is how many devices the round takes in all, `candidates` an estimate of how many different devices come by
-    in a round (this one included), `elapsed_fraction` the share of the round's time that is over (0 at its opening).
+    `slots` is how many devices the round takes in all, `candidates` an estimate of how many different devices came by
+    in the last rounds (this one included), `elapsed_fraction` the share of the round's time that is over.
     """
 
     device_id: str

@@ -1,9 +1,9 @@
 """Every candidate has the same chance in a round, however often it checks in.
 
 Each device draws one ticket a round from (seed, round, device), uniform in [0, 1), and is taken when the ticket is
-below `slots / candidates`. Coming back in the same round does not draw again. Since candidates can vanish, the bar rises
-with the round's time until, at `open_at_fraction` of it, everyone who is there is taken: no round starves for
-want of luck. The first round of a model has no estimate of its candidates yet and takes who comes.
+below `slots / candidates`. Coming back in the same round does not draw again. Since candidates can vanish, the bar
+rises with the round's time until, at `open_at_fraction` of it, everyone who is there is taken: no round starves for
+want of luck. A model's first rounds know few candidates yet and take who comes.
 """
 
 from typing import Literal

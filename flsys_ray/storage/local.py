@@ -1,0 +1,155 @@
+"""An object store in a folder: for one machine, or several that share a file system with POSIX links and locks.
+
+An object is written to a temporary file, synced, and then *linked* to its name, which fails if the name is taken: of
+two writers one wins, and a crash at any point leaves either nothing or the whole object. The folder's entry is synced
+before the call returns. Folders are made with mode 0700 and files with 0600: the store holds keys and updates.
+"""
+
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flsys_ray.errors import AlreadyExists, Changed, Missing, StoreFull, StoreUnavailable
+from flsys_ray.storage.base import ObjectStore, StoredObject, check_key
+
+_TEMPORARY = ".new-"
+_LOCKS = ".locks"
+
+
+class LocalStore(ObjectStore):
+    """Objects as files under `folder`. Raises `StoreUnavailable` if the folder cannot be made."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        with _store_errors("folder"):
+            self._make(self.folder)
+
+    def put_new(self, key: str, body: bytes) -> str:
+        """Create an object: write, sync, link, sync the folder."""
+        path = self._path(key)
+        if path.exists():
+            raise AlreadyExists(f"store: {key} exists")
+        with _store_errors(key), self._written(path.parent, body) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise AlreadyExists(f"store: {key} exists") from None
+            except FileNotFoundError:
+                raise StoreUnavailable(f"store: the folder of {key} vanished") from None
+            _sync_folder(path.parent)
+            return _etag(path.stat())
+
+    def swap(self, key: str, body: bytes, etag: str) -> str:
+        """Replace an object under a lock: check, write, sync, rename, sync the folder."""
+        path = self._path(key)
+        with _store_errors(key), self._locked(key):
+            if self._etag_of(path, key) != etag:
+                raise Changed(f"store: {key} is not the object that was read")
+            with self._written(path.parent, body) as temporary:
+                temporary.rename(path)
+                _sync_folder(path.parent)
+            return _etag(path.stat())
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> StoredObject:
+        """Read bytes of an object."""
+        path = self._path(key)
+        with _store_errors(key):
+            try:
+                with path.open("rb") as file:
+                    status = os.fstat(file.fileno())
+                    stop = status.st_size if end is None else min(end, status.st_size)
+                    file.seek(start)
+                    return StoredObject(file.read(max(0, stop - start)), status.st_size, _etag(status))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise Missing(f"store: {key} does not exist") from None
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """Walk the folders in the order of keys."""
+        parent = prefix.rpartition("/")[0]
+        base = self._path(parent) if parent else self.folder
+        with _store_errors(prefix):
+            for key in _walk(base, f"{parent}/" if parent else ""):
+                if key.startswith(prefix) and key > after:
+                    yield key
+
+    # Inside ------------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path:
+        return self.folder.joinpath(*check_key(key).split("/"))
+
+    def _etag_of(self, path: Path, key: str) -> str:
+        try:
+            return _etag(path.stat())
+        except FileNotFoundError:
+            raise Missing(f"store: {key} does not exist") from None
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and its parents, each entry synced, so that an object in it survives a power cut."""
+        if folder.is_dir():
+            return
+        self._make(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        _sync_folder(folder.parent)
+
+    @contextmanager
+    def _written(self, folder: Path, body: bytes) -> Iterator[Path]:
+        """Write a synced temporary file in `folder` and remove it afterwards if it is still there."""
+        self._make(folder)
+        temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        locks = self.folder / _LOCKS
+        self._make(locks)
+        with open(os.open(locks / key.replace("/", "%"), os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    # A folder's keys continue with "/": sorted by that, the walk meets keys in the order of their code points.
+    for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir()):
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _store_errors(key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"store: no space left to write {key}") from error
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise StoreUnavailable(f"store: {key}: {reason}") from error
