@@ -5,7 +5,7 @@ sequence of calls gives the same versions, to the bit, behind HTTP, in a simulat
 
 Who drives it keeps three rules:
 
-1. `tick(now)` comes before any other call at that time: deadlines pass in `tick` only.
+1. `tick(now)` comes before any other call at that time: rounds end in `tick` only.
 2. An update is durable before `submit`; a summary is durable before anything else is told to anyone.
 3. `now` never runs backwards far: a clock that jumps back only makes rounds longer.
 """
@@ -60,6 +60,7 @@ class Snapshot:
     version: Version
     round: int
     opened_at: float
+    started_at: float | None
     entries: tuple[tuple[str, Entry], ...]
     fold: Any
     candidates: DistinctCount
@@ -76,7 +77,8 @@ class Coordinator:
         plan: how it trains.
         version: the version that the open round starts from.
         round_: the number of the open round.
-        opened_at: when it opened, UTC seconds.
+        opened_at: when it opened, UTC seconds. Its clock starts with its first assignment: a model that no device
+            asks for waits in one open round.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Coordinator:
         self.version = version
         self.round = round_
         self.opened_at = opened_at
+        self.started_at: float | None = None
         self._entries: dict[str, Entry] = {}
         self._counters = Counters()
         self._scale = plan.scale()
@@ -109,9 +112,11 @@ class Coordinator:
         limit = self.plan.stopping.versions
         return limit is not None and self.version.number >= limit
 
-    def next_deadline(self) -> float:
-        """Return the instant at which `tick` will close the open round at the latest."""
-        return self.plan.pacing.deadline(self._view(self.opened_at))
+    def next_deadline(self) -> float | None:
+        """Return the instant at which `tick` will end the open round at the latest; None before its clock starts."""
+        if self.started_at is None or self.finished:
+            return None
+        return self.plan.pacing.deadline(self._view(self.started_at))
 
     # Events ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +125,7 @@ class Coordinator:
         if self.finished:
             return self._rejected("finished", device_id, now)
         self._candidates = self._candidates.add(unit(self.plan.seed, "candidate", 0, device_id))
-        assignment = self._assignment(device_id)
+        assignment = self._assignment(device_id, now)
         entry = self._entries.get(assignment.assignment_id)
         if entry is not None and entry.outcome != "pending":
             return self._rejected("already-contributed", device_id, now)
@@ -131,7 +136,7 @@ class Coordinator:
             refusal = self._admission(device_id, view)
             if refusal is not None:
                 return self._rejected(refusal, device_id, now)
-            self._record(assignment.assignment_id, Entry(device_id, "pending"))
+            self._record(assignment.assignment_id, Entry(device_id, "pending"), now)
         return assignment
 
     def submit(self, update: Update, now: float) -> Counted | Rejected:
@@ -157,7 +162,7 @@ class Coordinator:
         weight = min(update.num_examples, self.plan.limits.max_examples)
         self._fold = self.plan.aggregation.add(self._fold, update.delta, weight)
         ref = UpdateRef(key, entry.device_id, weight, update.sha256)
-        self._record(key, Entry(entry.device_id, "counted", ref, update.loss))
+        self._record(key, Entry(entry.device_id, "counted", ref, update.loss), now)
         return Counted(duplicate=False)
 
     def give_back(self, assignment: Assignment, now: float) -> GivenBack | Rejected:
@@ -169,7 +174,7 @@ class Coordinator:
         entry = self._entries.get(key, Entry(assignment.device_id, "pending"))
         if entry.outcome == "counted":
             return self._rejected("already-contributed", entry.device_id, now)
-        self._record(key, replace(entry, outcome="given-back"))
+        self._record(key, replace(entry, outcome="given-back"), now)
         return GivenBack(duplicate=entry.outcome == "given-back")
 
     def tick(self, now: float) -> RoundSummary | None:
@@ -191,6 +196,7 @@ class Coordinator:
             self.version,
             self.round,
             self.opened_at,
+            self.started_at,
             tuple(self._entries.items()),
             self._fold,
             self._candidates,
@@ -203,7 +209,8 @@ class Coordinator:
         """Return a coordinator that goes on from a snapshot, as the one that it was taken of would."""
         restored = cls(model, layout, plan, snapshot.version, round_=snapshot.round, opened_at=snapshot.opened_at)
         for key, entry in snapshot.entries:
-            restored._record(key, entry)
+            restored._record(key, entry, snapshot.opened_at)
+        restored.started_at = snapshot.started_at
         restored._fold = snapshot.fold
         restored._candidates = snapshot.candidates
         restored._earlier_candidates = snapshot.earlier_candidates
@@ -212,8 +219,10 @@ class Coordinator:
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    def _record(self, key: str, entry: Entry) -> None:
-        """Set what became of an assignment, and move it between the counters."""
+    def _record(self, key: str, entry: Entry, now: float) -> None:
+        """Set what became of an assignment, and move it between the counters. The first one starts the clock."""
+        if self.started_at is None:
+            self.started_at = now
         before = self._entries.get(key)
         self._entries[key] = entry
         amounts = {field.name: getattr(self._counters, field.name) for field in fields(Counters)}
@@ -224,16 +233,16 @@ class Coordinator:
         self._counters = Counters(**amounts)
 
     def _view(self, now: float) -> RoundView:
-        return RoundView(self.opened_at, self.counters, now)
+        return RoundView(now if self.started_at is None else self.started_at, self.counters, now)
 
-    def _assignment(self, device_id: str) -> Assignment:
+    def _assignment(self, device_id: str, now: float) -> Assignment:
         return Assignment(
             assignment_id=assignment_id(self.model, self.round, device_id),
             model=self.model,
             round=self.round,
             version=self.version.number,
             device_id=device_id,
-            deadline=self.next_deadline(),
+            deadline=self.plan.pacing.deadline(self._view(now)),
         )
 
     def _admission(self, device_id: str, view: RoundView) -> Reason | None:
@@ -276,8 +285,10 @@ class Coordinator:
 
     def _retry_after_s(self, device_id: str, now: float) -> float:
         """Pace steering: when the open round will probably be over, spread by a device's own jitter."""
-        usual = self._last_duration_s if self._last_duration_s is not None else self.next_deadline() - self.opened_at
-        left = min(self.opened_at + usual, self.next_deadline()) - now
+        view = self._view(now)
+        left = self.plan.pacing.deadline(view) - now
+        if self._last_duration_s is not None:
+            left = min(left, view.started_at + self._last_duration_s - now)
         jitter = unit(self.plan.seed, "retry", self.round, device_id)
         return max(SOON_S, left) * (0.75 + 0.5 * jitter)
 
@@ -315,11 +326,12 @@ class Coordinator:
     def _open_next(self, summary: RoundSummary, now: float) -> None:
         if summary.commit is not None:
             self.version = summary.commit.version
-            self._last_duration_s = now - self.opened_at
+            self._last_duration_s = now - self._view(now).started_at
         self.round += 1
         if self.round % CANDIDATE_ROUNDS == 0:
             self._earlier_candidates, self._candidates = self._candidates, DistinctCount()
         self.opened_at = now
+        self.started_at = None
         self._entries = {}
         self._counters = Counters()
         self._fold = self.plan.aggregation.init(self._scale, self.layout.size)

@@ -12,9 +12,9 @@ Decision = Literal["wait", "commit", "close"]
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """The open round: when it opened (UTC seconds), what became of its cohort, and what time it is."""
+    """The open round: when its first assignment was given (UTC seconds), its cohort, and what time it is."""
 
-    opened_at: float
+    started_at: float
     counters: Counters
     now: float
 

@@ -63,8 +63,8 @@ class Rounds(Pacing):
 
     def deadline(self, view: RoundView) -> float:
         """The round's."""
-        return view.opened_at + self.deadline_s
+        return view.started_at + self.deadline_s
 
     def elapsed_fraction(self, view: RoundView) -> float:
         """The share of `deadline_s`."""
-        return min(1.0, max(0.0, (view.now - view.opened_at) / self.deadline_s))
+        return min(1.0, max(0.0, (view.now - view.started_at) / self.deadline_s))
