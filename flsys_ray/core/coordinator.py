@@ -154,7 +154,7 @@ class Coordinator:
             return Counted(duplicate=True)
         if entry.outcome == "given-back":
             return self._rejected("given-back", entry.device_id, now)
-        if self.plan.pacing.full(self._view(now)):
+        if self._counters.counted >= self.plan.pacing.max_updates:
             return self._rejected("round-over", entry.device_id, now)
         flaw = self._flaw(update)
         if flaw:

@@ -10,6 +10,7 @@ YAML, HTTP, Python and Tune spell it alike. An example:
     stopping: {versions: 20}
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -104,8 +105,17 @@ class TrainingPlan(_Section):
 
 def parse_plan(value: object) -> TrainingPlan:
     """Return the plan in a mapping (from JSON or YAML). Raises `PlanInvalid` naming the fields."""
+    return _parsed(TrainingPlan.model_validate, value)
+
+
+def parse_plan_json(body: bytes) -> TrainingPlan:
+    """Return the plan in a JSON text. Raises `PlanInvalid`."""
+    return _parsed(TrainingPlan.model_validate_json, body)
+
+
+def _parsed(parse: Callable[[Any], TrainingPlan], value: object) -> TrainingPlan:
     try:
-        return TrainingPlan.model_validate(value)
+        return parse(value)
     except ValidationError as error:
         problems = [
             (".".join(str(p) for p in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors()

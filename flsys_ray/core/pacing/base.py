@@ -30,15 +30,15 @@ class Pacing(Extension, ABC):
     @property
     @abstractmethod
     def max_updates(self) -> int:
-        """The most updates that one version can hold. Exact sums are scaled by it."""
+        """The most updates that one version can hold: exact sums are scaled by it.
+
+        It leaves room above the cohort. After a restart every update that is durable is taken in, since any of them may
+        have been acknowledged, and devices that were assigned before the restart come back beside new ones.
+        """
 
     @abstractmethod
     def free_slots(self, view: RoundView) -> int:
         """Return how many assignments may be given now."""
-
-    @abstractmethod
-    def full(self, view: RoundView) -> bool:
-        """Return whether the round has all the updates that it takes."""
 
     @abstractmethod
     def decide(self, view: RoundView) -> Decision:

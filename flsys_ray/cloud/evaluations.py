@@ -1,0 +1,47 @@
+"""Federated evaluations of a round's base version: one a device, durable, summed when asked."""
+
+import math
+
+from flsys_ray.cloud import places
+from flsys_ray.core.types import Assignment
+from flsys_ray.errors import AlreadyExists
+from flsys_ray.storage.base import ObjectStore
+from flsys_ray.wire.schemas import EvaluationRequest, Metrics
+
+
+class Evaluations:
+    """The evaluations of one open round."""
+
+    def __init__(self, store: ObjectStore, model: str) -> None:
+        self._store = store
+        self._model = model
+        self._by_assignment: dict[str, EvaluationRequest] = {}
+
+    def add(self, assignment: Assignment, metrics: EvaluationRequest) -> bool:
+        """Store one and take it in. Returns whether the assignment's was there before; the first one stays."""
+        key = places.evaluation(self._model, assignment.round, assignment.assignment_id, assignment.device_id)
+        try:
+            self._store.put_new(key, metrics.model_dump_json().encode())
+        except AlreadyExists:
+            return True
+        self._by_assignment[assignment.assignment_id] = metrics
+        return False
+
+    def recover(self, round_: int) -> None:
+        """Take in what the store has of a round."""
+        for key in self._store.list(places.evaluations(self._model, round_)):
+            metrics = EvaluationRequest.model_validate_json(self._store.get(key).body)
+            self._by_assignment[places.owner_of(key)[0]] = metrics
+
+    def metrics(self) -> Metrics | None:
+        """Return the sums over all devices, or None before the first. The same in any order of arrival."""
+        reports = list(self._by_assignment.values())
+        if not reports:
+            return None
+        examples = sum(report.count for report in reports)
+        return Metrics(
+            loss=math.fsum(report.loss_sum for report in reports) / examples,
+            accuracy=sum(report.correct for report in reports) / examples,
+            examples=examples,
+            devices=len(reports),
+        )

@@ -1,0 +1,64 @@
+"""What a model's log says of the past: which entry made a version, and whether an old update is in one."""
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.journal import Entry, Journal, VersionRef
+from flsys_ray.core.types import Assignment
+from flsys_ray.errors import Missing
+from flsys_ray.storage.base import put_same
+from flsys_ray.wire.schemas import VersionInfo
+
+
+def finish_commit(journal: Journal, ref: VersionRef) -> None:
+    """Write the manifest of the newest version, unless it is there: an owner may have died before it could.
+
+    The entry of the log is the commit. The manifest repeats it under the version's number, for readers.
+    """
+    key = places.version(journal.model, ref.number)
+    try:
+        journal.store.get(key, 0, 0)
+    except Missing:
+        body = _manifest(journal, ref).model_dump_json().encode()
+        put_same(journal.store, key, body)
+
+
+def was_counted(journal: Journal, assignment: Assignment) -> bool:
+    """Return whether an update of a round that is over is in the version which that round committed."""
+    for entry in journal.entries_backwards():
+        if entry.head.round <= assignment.round:
+            return False
+        closed = entry.head.last_round
+        if entry.kind == "closed" and closed is not None and closed.round == assignment.round:
+            return any(line.assignment_id == assignment.assignment_id for line in entry.updates)
+    return False
+
+
+def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
+    made = next(entry for entry in journal.entries_backwards() if _makes(entry) == ref.number)
+    round_ = made.head.last_round.round if made.kind == "closed" and made.head.last_round else None
+    return VersionInfo(
+        model=journal.model,
+        version=ref.number,
+        weights_sha256=ref.weights_sha256,
+        optimizer_sha256=ref.optimizer_sha256,
+        optimizer_step=ref.optimizer_step,
+        program_sha256=str(made.head.program_sha256),
+        plan_sha256=made.head.plan_sha256 if made.kind == "started" else _plan_of_round_before(journal, made),
+        round=round_,
+        committed_at=made.at,
+        updates=list(made.updates),
+    )
+
+
+def _plan_of_round_before(journal: Journal, closed: Entry) -> str:
+    """Return the plan of the round that an entry closed: the one that the entry before it says is open."""
+    before = next(entry for entry in journal.entries_backwards() if entry.seq < closed.seq)
+    return before.head.round_plan_sha256
+
+
+def _makes(entry: Entry) -> int | None:
+    """Return the number of the version that an entry makes, if it makes one."""
+    if entry.kind == "started":
+        return 0
+    if entry.kind == "closed" and entry.head.last_round is not None:
+        return entry.head.last_round.committed
+    return None

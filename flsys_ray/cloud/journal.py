@@ -1,0 +1,115 @@
+"""A model's event log: its whole state, as a row of objects that are made once.
+
+Each entry says what happened and repeats the *head*, everything that must be known to go on from there. So the last
+entry is the state, and the log is the history. Who wants to change the model appends the next entry; since an object
+can be made only once, of two that believe to own the model one wins and the other learns that it lost. That is the only
+fence: a round commits *by* its entry.
+"""
+
+import uuid
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flsys_ray.cloud import places
+from flsys_ray.errors import AlreadyExists, Missing, NotFound, OwnershipLost
+from flsys_ray.storage.base import ObjectStore, last_key
+from flsys_ray.wire.schemas import RoundInfo, State, UpdateLine
+
+Kind = Literal["created", "planned", "programmed", "started", "paused", "resumed", "stopped", "activated", "closed"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VersionRef(_Record):
+    """Where a version's numbers are."""
+
+    number: int
+    weights_sha256: str
+    optimizer_sha256: str
+    optimizer_step: int
+
+
+class Head(_Record):
+    """A model's state. `plan_sha256` is the plan of the next round, `round_plan_sha256` that of the open one."""
+
+    app_id: str
+    state: State = "draft"
+    plan_sha256: str
+    round_plan_sha256: str
+    program_sha256: str | None = None
+    version: VersionRef | None = None
+    round: int = 0
+    opened_at: float = 0.0
+    last_round: RoundInfo | None = None
+
+
+class Entry(_Record):
+    """One event. `updates` are those of the version that a `closed` entry commits, in assignment order."""
+
+    seq: int
+    kind: Kind
+    at: float
+    owner: str
+    head: Head
+    updates: tuple[UpdateLine, ...] = ()
+
+
+class Journal:
+    """The log of one model, as seen by one owner. `owner` is new with each object: no two are ever the same."""
+
+    def __init__(self, store: ObjectStore, model: str) -> None:
+        self.store = store
+        self.model = model
+        self.owner = uuid.uuid4().hex
+        self._next = 0
+
+    def read_tail(self) -> Entry:
+        """Return the last entry, and append behind it from now on. Raises `NotFound` for an empty log."""
+        key = last_key(self.store, places.log(self.model))
+        if key is None:
+            raise NotFound(f"model {self.model!r} does not exist")
+        entry = self._read(key)
+        self._next = entry.seq + 1
+        return entry
+
+    def append(self, kind: Kind, head: Head, at: float, updates: tuple[UpdateLine, ...] = ()) -> Entry:
+        """Write the next entry: when it returns, it happened.
+
+        Raises:
+            OwnershipLost: another owner wrote there first. Nothing that this owner knows counts any more.
+        """
+        entry = Entry(seq=self._next, kind=kind, at=at, owner=self.owner, head=head, updates=updates)
+        try:
+            self.store.put_new(places.log_entry(self.model, entry.seq), entry.model_dump_json().encode())
+        except AlreadyExists:
+            raise OwnershipLost(f"model {self.model!r} moved to another actor: try again", 1.0) from None
+        self._next += 1
+        return entry
+
+    def check_fence(self) -> None:
+        """Return if nobody has appended behind this owner. Raises `OwnershipLost` otherwise.
+
+        An update that was durable before this check is seen by every later owner: it appends first and lists then.
+        """
+        try:
+            self.store.get(places.log_entry(self.model, self._next), 0, 0)
+        except Missing:
+            return
+        raise OwnershipLost(f"model {self.model!r} moved to another actor: try again", 1.0)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every entry, oldest first."""
+        for key in self.store.list(places.log(self.model)):
+            yield self._read(key)
+
+    def entries_backwards(self) -> Iterator[Entry]:
+        """Yield the entries before the next one, newest first."""
+        for seq in range(self._next - 1, -1, -1):
+            yield self._read(places.log_entry(self.model, seq))
+
+    def _read(self, key: str) -> Entry:
+        return Entry.model_validate_json(self.store.get(key).body)

@@ -1,0 +1,379 @@
+"""One model made durable: its coordinator, and in the store everything that must last.
+
+The order of writes is the promise:
+
+- An update is an object before it is counted, and counted before "counted" is said. After a crash the open round's
+  updates are listed and folded again; exact sums make that the same version, to the bit.
+- A round ends by one entry of the log. Before it nobody has seen the new version; after it nothing can take it back.
+- Before "counted" is said, the fence is checked: nobody else owns the model. A later owner lists after it appended,
+  so it sees every update that an earlier one acknowledged.
+
+When a write fails half-way this object is no longer to be trusted: it raises `OwnershipLost` from then on, and who
+holds it activates a new one from the store.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.evaluations import Evaluations
+from flsys_ray.cloud.history import finish_commit, was_counted
+from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
+from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version, sha256
+from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.layout import Layout
+from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
+from flsys_ray.core.types import (
+    Assignment,
+    Counted,
+    GivenBack,
+    Rejected,
+    RoundSummary,
+    Update,
+    Version,
+)
+from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost, UpdateUnusable
+from flsys_ray.programs.manifest import Manifest, read_manifest
+from flsys_ray.storage.base import ObjectStore, put_same
+from flsys_ray.wire.schemas import (
+    EvaluationRequest,
+    ModelInfo,
+    OpenRound,
+    RoundCounters,
+    RoundInfo,
+    UpdateLine,
+)
+from flsys_ray.wire.tensors import decode_update
+
+IDLE_RETRY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An assignment, and all that the device must be told with it."""
+
+    assignment: Assignment
+    program_sha256: str
+    plan_sha256: str
+    weights_sha256: str
+    parameters: int
+    local: LocalTraining
+
+
+@dataclass(frozen=True, slots=True)
+class CheckInAnswer:
+    """What one model has for a device that checks in."""
+
+    outcome: Offer | Rejected
+    eligibility: Eligibility
+
+
+class DurableModel:
+    """The one owner of a model: making one takes the model over from whoever had it.
+
+    Not thread-safe: who holds it lets one call in at a time. `clock` gives UTC seconds. Raises `NotFound` if the model
+    was never created.
+    """
+
+    def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float]) -> None:
+        self.store = store
+        self.model = model
+        self._clock = clock
+        self._journal = Journal(store, model)
+        self._broken = False
+        self._coordinator: Coordinator | None = None
+        self._manifest: Manifest | None = None
+        self._evaluations = Evaluations(store, model)
+        self._head = self._take_over()
+        self._plan = load_plan(store, model, self._head.plan_sha256)
+        if self._head.version is not None:
+            finish_commit(self._journal, self._head.version)
+            self._resume(self._head.version)
+
+    # Devices -----------------------------------------------------------------------------------------------------
+
+    def check_in(self, device_id: str) -> CheckInAnswer:
+        """A device asks for work."""
+        self.tick()
+        return CheckInAnswer(self._check_in(device_id), self._plan.eligibility)
+
+    def submit(self, update: Update) -> Counted | Rejected:
+        """Count an update that is an object of the store already."""
+        self.tick()
+        coordinator = self._open()
+        with self._trusted():
+            outcome: Counted | Rejected = Rejected("round-over", IDLE_RETRY_S)
+            if coordinator is not None:
+                outcome = coordinator.submit(update, self._clock())
+            if isinstance(outcome, Rejected) and was_counted(self._journal, update.assignment):
+                outcome = Counted(duplicate=True)
+            self._journal.check_fence()
+        self.tick()
+        return outcome
+
+    def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
+        """Take an assignment back. Its outcome is made once in the store: an update that came first stays."""
+        self.tick()
+        coordinator = self._open()
+        if coordinator is None or assignment.round != coordinator.round:
+            return Rejected("round-over", IDLE_RETRY_S)
+        key = places.update(self.model, assignment.round, assignment.assignment_id, assignment.device_id)
+        with self._trusted():
+            try:
+                put_same(self.store, key, b"")
+            except AlreadyExists:
+                return Rejected("already-contributed", IDLE_RETRY_S)
+            outcome = coordinator.give_back(assignment, self._clock())
+            self._journal.check_fence()
+        return outcome
+
+    def evaluate(self, assignment: Assignment, metrics: EvaluationRequest) -> Counted | Rejected:
+        """Take a federated evaluation of the assignment's base version. A repeat is a duplicate."""
+        self.tick()
+        coordinator = self._open()
+        if coordinator is None or assignment.round != coordinator.round:
+            return Rejected("round-over", IDLE_RETRY_S)
+        with self._trusted():
+            duplicate = self._evaluations.add(assignment, metrics)
+            self._journal.check_fence()
+        return Counted(duplicate)
+
+    def tick(self) -> list[RoundInfo]:
+        """End the rounds whose time has come: after this, everything that is said is about the open round."""
+        closed = []
+        with self._trusted():
+            while (coordinator := self._open()) is not None:
+                now = self._clock()
+                summary = coordinator.tick(now)
+                if summary is None:
+                    break
+                closed.append(self._close(summary, coordinator, now))
+        return closed
+
+    def next_deadline(self) -> float | None:
+        """Return the instant at which `tick` has something to do at the latest, or None."""
+        coordinator = self._open()
+        return coordinator.next_deadline() if coordinator is not None else None
+
+    # The developer -----------------------------------------------------------------------------------------------
+
+    def put_plan(self, plan: TrainingPlan) -> None:
+        """Train by this plan from the next round on."""
+        with self._trusted():
+            digest = save_plan(self.store, self.model, plan)
+            if digest == self._head.plan_sha256:
+                return
+            open_round = self._head.round_plan_sha256 if self._coordinator is not None else digest
+            self._append("planned", plan_sha256=digest, round_plan_sha256=open_round)
+        self._plan = plan
+
+    def put_program(self, program_sha256: str) -> None:
+        """Train with this program, which is an object of the store already. Only before the start."""
+        if self._head.program_sha256 == program_sha256:
+            return
+        if self._head.version is not None:
+            raise Conflict(f"model {self.model!r} has started: its program cannot be changed any more")
+        with self._trusted():
+            self._append("programmed", program_sha256=program_sha256)
+
+    def start(self, initial: Callable[[bytes, int], Version]) -> None:
+        """Open version 0, or go on after a pause. `initial(program, seed)` gives version 0's parameters."""
+        if self._head.state == "training":
+            return
+        if self._head.state == "finished":
+            raise Conflict(f"model {self.model!r} is finished")
+        if self._head.version is not None:
+            self._set_state("resumed", "training")
+            return
+        if self._head.program_sha256 is None:
+            raise Conflict(f"model {self.model!r} has no program: PUT /v1/models/{self.model}/program first")
+        version = initial(load_program(self.store, self.model, self._head.program_sha256), self._plan.seed)
+        started = Version(0, version.parameters, self._plan.server_optimizer.init(version.parameters.size))
+        with self._trusted():
+            ref = save_version(self.store, self.model, started, self._plan.server_optimizer)
+            digest = self._head.plan_sha256
+            opened_at = self._clock()
+            self._append("started", state="training", version=ref, opened_at=opened_at, round_plan_sha256=digest)
+            finish_commit(self._journal, ref)
+            self._resume(ref)
+
+    def pause(self) -> None:
+        """Give out no more work. Updates of the open round still count."""
+        if self._head.state not in ("training", "paused"):
+            raise Conflict(f"model {self.model!r} is {self._head.state}: only a training model can be paused")
+        self._set_state("paused", "paused")
+
+    def stop(self) -> None:
+        """Finish: the newest version stays, no round opens any more."""
+        self._set_state("stopped", "finished")
+
+    def info(self) -> ModelInfo:
+        """Return the model as it is now."""
+        self.tick()
+        head, coordinator = self._head, self._open()
+        open_round = None
+        if coordinator is not None:
+            open_round = OpenRound(
+                round=coordinator.round,
+                version=coordinator.version.number,
+                opened_at=coordinator.opened_at,
+                counters=RoundCounters(**asdict(coordinator.counters)),
+            )
+        return ModelInfo(
+            model=self.model,
+            app_id=head.app_id,
+            state=head.state,
+            version=head.version.number if head.version else None,
+            program_sha256=head.program_sha256,
+            weights_sha256=head.version.weights_sha256 if head.version else None,
+            parameters=self._manifest.parameters if self._manifest else None,
+            open_round=open_round,
+            rounds_closed=head.round,
+            last_metrics=head.last_round.evaluation if head.last_round else None,
+            plan=self._plan,
+        )
+
+    def rounds(self) -> list[RoundInfo]:
+        """Return the rounds that are over, oldest first."""
+        closed = (entry.head.last_round for entry in self._journal.entries() if entry.kind == "closed")
+        return [info for info in closed if info is not None]
+
+    # Inside ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Coordinator | None:
+        """Return the coordinator if a round is open: a draft has none yet, a finished model none any more."""
+        return self._coordinator if self._head.state in ("training", "paused") else None
+
+    def _take_over(self) -> Head:
+        for _ in range(20):
+            head = self._journal.read_tail().head
+            try:
+                self._journal.append("activated", head, self._clock())
+            except OwnershipLost:
+                continue  # another one activated between reading and appending: take over from it
+            return head
+        raise OwnershipLost(f"model {self.model!r} is being taken over by others all the time: try again", 5.0)
+
+    @contextmanager
+    def _trusted(self) -> Iterator[None]:
+        """Run writes. If one fails, what is in memory may differ from the store: nothing is said from it any more."""
+        if self._broken:
+            raise OwnershipLost(f"model {self.model!r} is being reloaded: try again", 1.0)
+        try:
+            yield
+        except Exception:
+            self._broken = True
+            raise
+
+    def _append(self, kind: Kind, updates: tuple[UpdateLine, ...] = (), **changes: object) -> None:
+        head = Head.model_validate(self._head.model_dump() | changes)
+        self._journal.append(kind, head, self._clock(), updates)
+        self._head = head
+
+    def _set_state(self, kind: Kind, state: str) -> None:
+        self.tick()
+        if self._head.state != state:
+            with self._trusted():
+                self._append(kind, state=state)
+
+    def _close(self, summary: RoundSummary, coordinator: Coordinator, now: float) -> RoundInfo:
+        """Make the end of a round last: first the numbers, then the entry, then the manifest that readers look for."""
+        ref = self._head.version
+        lines: tuple[UpdateLine, ...] = ()
+        if summary.commit is not None:
+            optimizer = coordinator.plan.server_optimizer
+            ref = save_version(self.store, self.model, summary.commit.version, optimizer)
+            lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
+        info = round_info(summary, self._evaluations)
+        state = "finished" if coordinator.finished else self._head.state
+        self._append(
+            "closed",
+            lines,
+            state=state,
+            version=ref,
+            round=coordinator.round,
+            opened_at=now,
+            round_plan_sha256=self._head.plan_sha256,
+            last_round=info,
+        )
+        if ref is not None and summary.commit is not None:
+            finish_commit(self._journal, ref)
+        self._evaluations = Evaluations(self.store, self.model)
+        if coordinator.plan != self._plan and ref is not None:
+            self._resume(ref)
+        return info
+
+    def _resume(self, ref: VersionRef) -> None:
+        """Open the head's round: its version, and whatever updates of it are in the store."""
+        head = self._head
+        program = load_program(self.store, self.model, str(head.program_sha256))
+        self._manifest = read_manifest(program)
+        layout = self._manifest.to_layout()
+        plan = load_plan(self.store, self.model, head.round_plan_sha256)
+        version = load_version(self.store, self.model, ref, layout.size, plan.server_optimizer)
+        self._coordinator = Coordinator(self.model, layout, plan, version, round_=head.round, opened_at=head.opened_at)
+        self._refold(self._coordinator, layout, plan)
+        self._evaluations.recover(head.round)
+
+    def _refold(self, coordinator: Coordinator, layout: Layout, plan: TrainingPlan) -> None:
+        now = self._clock()
+        for key in self.store.list(places.updates(self.model, coordinator.round)):
+            assignment_id, device_id = places.owner_of(key)
+            assignment = Assignment(
+                assignment_id, self.model, coordinator.round, coordinator.version.number, device_id, now
+            )
+            body = self.store.get(key).body
+            if not body:
+                coordinator.give_back(assignment, now)
+                continue
+            try:
+                decoded = decode_update(body, layout, plan.limits.max_abs_delta)
+            except UpdateUnusable:
+                continue  # refused when it came, and refused again
+            digest = sha256(body)
+            update = Update(assignment, decoded.delta, decoded.num_examples, decoded.loss, digest)
+            coordinator.submit(update, now)
+
+    def _check_in(self, device_id: str) -> Offer | Rejected:
+        head, coordinator = self._head, self._coordinator
+        if coordinator is None or head.version is None or head.state != "training":
+            return Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
+        outcome = coordinator.check_in(device_id, self._clock())
+        if isinstance(outcome, Rejected):
+            return outcome
+        return Offer(
+            assignment=outcome,
+            program_sha256=str(head.program_sha256),
+            plan_sha256=head.round_plan_sha256,
+            weights_sha256=head.version.weights_sha256,
+            parameters=coordinator.layout.size,
+            local=coordinator.plan.local,
+        )
+
+
+def create_model(store: ObjectStore, model: str, app_id: str, plan: TrainingPlan, now: float) -> bool:
+    """Create a draft. Returns False if the model was there already; its app must then be checked by the caller."""
+    journal = Journal(store, model)
+    digest = save_plan(store, model, plan)
+    try:
+        journal.append("created", Head(app_id=app_id, plan_sha256=digest, round_plan_sha256=digest), now)
+    except OwnershipLost:
+        return False
+    return True
+
+
+def round_info(summary: RoundSummary, evaluations: Evaluations) -> RoundInfo:
+    """Return how a round ended, as the API tells it."""
+    return RoundInfo(
+        round=summary.round,
+        version=summary.version,
+        committed=summary.commit.version.number if summary.commit else None,
+        opened_at=summary.opened_at,
+        closed_at=summary.closed_at,
+        counters=RoundCounters(**asdict(summary.counters)),
+        num_examples=summary.num_examples,
+        mean_loss=summary.mean_loss,
+        delta_norm=summary.commit.delta_norm if summary.commit else None,
+        evaluation=evaluations.metrics(),
+    )

@@ -1,0 +1,90 @@
+"""Where everything lies in the object store.
+
+    secrets/signing.json                            the key that signs tokens
+    apps/{app}.json                                 a registered app and the hash of its key
+    models/{model}/log/{seq}.json                   the model's event log: its whole state (see `journal`)
+    models/{model}/plans/{sha256}.json              plans
+    models/{model}/programs/{sha256}.tflite         device programs
+    models/{model}/weights/{sha256}.safetensors     parameters of versions
+    models/{model}/optimizer/{sha256}.safetensors   server optimizer state of versions
+    models/{model}/versions/{n}.json                manifests of versions
+    models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
+    models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
+
+Apart from the signing key, which may be rotated, nothing here is ever replaced: every object is made once.
+"""
+
+SIGNING_KEY = "secrets/signing.json"
+APPS = "apps/"
+MODELS = "models/"
+
+
+def app(name: str) -> str:
+    """Return the key of an app's record."""
+    return f"{APPS}{name}.json"
+
+
+def log(model: str) -> str:
+    """Return the prefix of a model's log."""
+    return f"{MODELS}{model}/log/"
+
+
+def log_entry(model: str, seq: int) -> str:
+    """Return the key of one entry of a model's log."""
+    return f"{log(model)}{seq:012d}.json"
+
+
+def plan(model: str, sha256: str) -> str:
+    """Return the key of a plan."""
+    return f"{MODELS}{model}/plans/{sha256}.json"
+
+
+def program(model: str, sha256: str) -> str:
+    """Return the key of a device program."""
+    return f"{MODELS}{model}/programs/{sha256}.tflite"
+
+
+def weights(model: str, sha256: str) -> str:
+    """Return the key of a version's parameters."""
+    return f"{MODELS}{model}/weights/{sha256}.safetensors"
+
+
+def optimizer(model: str, sha256: str) -> str:
+    """Return the key of a version's optimizer state."""
+    return f"{MODELS}{model}/optimizer/{sha256}.safetensors"
+
+
+def versions(model: str) -> str:
+    """Return the prefix of a model's version manifests."""
+    return f"{MODELS}{model}/versions/"
+
+
+def version(model: str, number: int) -> str:
+    """Return the key of a version's manifest."""
+    return f"{versions(model)}{number:08d}.json"
+
+
+def updates(model: str, round_: int) -> str:
+    """Return the prefix of a round's updates."""
+    return f"{MODELS}{model}/rounds/{round_:08d}/updates/"
+
+
+def update(model: str, round_: int, assignment_id: str, device_id: str) -> str:
+    """Return the key of one assignment's outcome: its update, or nothing if it was given back."""
+    return f"{updates(model, round_)}{assignment_id}.{device_id}"
+
+
+def evaluations(model: str, round_: int) -> str:
+    """Return the prefix of a round's evaluations."""
+    return f"{MODELS}{model}/rounds/{round_:08d}/evaluations/"
+
+
+def evaluation(model: str, round_: int, assignment_id: str, device_id: str) -> str:
+    """Return the key of one assignment's evaluation."""
+    return f"{evaluations(model, round_)}{assignment_id}.{device_id}"
+
+
+def owner_of(key: str) -> tuple[str, str]:
+    """Return (assignment id, device id) of an update's or evaluation's key."""
+    assignment_id, _, device_id = key.rpartition("/")[2].partition(".")
+    return assignment_id, device_id
