@@ -35,8 +35,8 @@ class LeafEntry(BaseModel):
 class Manifest(BaseModel):
     """What a phone and the cloud must know of a program without running it.
 
-    Shapes leave the batch out: `input_shape` (100, 3) with `batch_size` 32 means that `train` takes `x` [32, 100, 3] and
-    `infer` takes `x` [1, 100, 3].
+    Shapes leave the batch out: `input_shape` (100, 3) with `batch_size` 32 means that `train` takes `x` [32, 100, 3]
+    and `infer` takes `x` [1, 100, 3].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,9 +57,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _layout_fills_the_vector(self) -> "Manifest":
         if self.to_layout().size != self.parameters:
-            raise ValueError(
-                f"layout holds {self.to_layout().size} elements, `parameters` says {self.parameters}"
-            )
+            raise ValueError(f"layout holds {self.to_layout().size} elements, `parameters` says {self.parameters}")
         return self
 
     def to_layout(self) -> Layout:
@@ -104,9 +102,7 @@ def read_manifest(program: bytes) -> Manifest:
         raise ProgramInvalid(f"program: {MANIFEST_NAME}: {where}: {first['msg']}") from error
     digest = hashlib.sha256(program[:start]).hexdigest()
     if digest != manifest.flatbuffer_sha256:
-        raise ProgramInvalid(
-            "program: the flatbuffer is not the one that the manifest was made for (sha256 differs)"
-        )
+        raise ProgramInvalid("program: the flatbuffer is not the one that the manifest was made for (sha256 differs)")
     return manifest
 
 

@@ -1,0 +1,70 @@
+"""HAR-Wild: activity from a phone's accelerometer, wherever the phone is carried.
+
+A convolutional network with skip connections (He et al. 2016, arXiv 1512.03385) and batch normalisation, over windows
+of 5 s of three axes at 20 Hz. Model family and purpose are the paper's (arXiv 2111.09445); window, widths and depth are
+our own, chosen so that one training step is cheap on a phone.
+
+The input is scaled inside the program, so that every app does it alike: acceleration in units of standard gravity, and
+its magnitude as a fourth channel, which does not depend on how the phone is turned.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flsys_ray.models.base import BuiltinModel
+
+CLASSES = ("walking", "jogging", "stairs", "sitting", "standing")
+WINDOW = 100
+STANDARD_GRAVITY = 9.80665
+WIDTHS = (32, 48, 64)
+
+
+def build(classes: Sequence[str] = CLASSES) -> Any:
+    """Return the Keras model: input [100, 3] in m/s^2 (Android's sign), output softmax over `classes`."""
+    import keras
+    from keras import layers, ops
+
+    window = keras.Input((WINDOW, 3), name="acceleration")
+    g = window / STANDARD_GRAVITY
+    magnitude = ops.sqrt(ops.sum(ops.square(g), axis=-1, keepdims=True) + 1e-6)
+    x = ops.concatenate([g, magnitude - 1.0], axis=-1)
+    x = _convolution(x, WIDTHS[0], 5, 2, "stem")
+    for i, width in enumerate(WIDTHS):
+        x = _residual(x, width, 1 if i == 0 else 2, f"block{i + 1}")
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    x = layers.Dropout(0.3, name="dropout")(x)
+    scores = layers.Dense(len(classes), activation="softmax", name="scores")(x)
+    return keras.Model(window, scores, name="har-wild")
+
+
+def _convolution(x: Any, filters: int, size: int, stride: int, name: str) -> Any:
+    """Convolution, batch normalisation, ReLU."""
+    from keras import layers
+
+    x = layers.Conv1D(filters, size, strides=stride, padding="same", use_bias=False, name=name)(x)
+    return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_bn")(x))
+
+
+def _residual(x: Any, filters: int, stride: int, name: str) -> Any:
+    """Two convolutions beside a skip connection, which is projected where the shape changes."""
+    from keras import layers
+
+    y = _convolution(x, filters, 5, stride, f"{name}_conv1")
+    y = layers.Conv1D(filters, 3, padding="same", use_bias=False, name=f"{name}_conv2")(y)
+    y = layers.BatchNormalization(name=f"{name}_conv2_bn")(y)
+    if stride > 1 or x.shape[-1] != filters:
+        x = layers.Conv1D(filters, 1, strides=stride, use_bias=False, name=f"{name}_skip")(x)
+        x = layers.BatchNormalization(name=f"{name}_skip_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))
+
+
+MODEL = BuiltinModel(
+    name="har-wild",
+    summary="human activity from a phone's accelerometer, 5 s windows",
+    classes=CLASSES,
+    input_shape=(WINDOW, 3),
+    input_dtype="float32",
+    input_meaning="acceleration with gravity, x y z, in m/s^2, Android's sign, 20 Hz",
+    build=build,
+    plan={"local": {"epochs": 2, "learning_rate": 0.05}},
+)

@@ -1,0 +1,1 @@
+"""The lowering functions, one file a family of layers. Every module here is found and imported by the registry."""

@@ -1,0 +1,81 @@
+"""One-dimensional convolutions as matrix products."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from flsys_ray.programs.lowering.layers.dense import product
+from flsys_ray.programs.lowering.registry import lowers
+from flsys_ray.programs.lowering.replay import Call
+from flsys_ray.programs.lowering.windows import Windows
+
+Tensor = Any
+
+
+def convolve(x: Tensor, kernel: Tensor, windows: Windows) -> Tensor:
+    """Return the convolution of x [B, T, C] with kernel [K, C, F]: [B, count, F].
+
+    im2col: the elements of a window side by side, times the kernel as a matrix. With a stride, `stride` neighbours
+    are read as one element of `stride * C` channels, and the kernel gets zeros up to a whole number of these.
+    """
+    size, channels, filters = kernel.shape
+    if windows.stride > 1 and size > 1:
+        s = windows.stride
+        x, size = windows.pad(x), -(-size // s)
+        x = tf.reshape(x, [x.shape[0], x.shape[1] // s, s * channels])
+        kernel = tf.pad(kernel, [[0, size * s - kernel.shape[0]], [0, 0], [0, 0]])
+        windows, channels = Windows(size, 1, 1, windows.count, 0), s * channels
+    taps = windows.taps(x)
+    columns = tf.concat(taps, -1) if size > 1 else taps[0]
+    return product(columns, tf.reshape(kernel, [size * channels, filters]))
+
+
+def _windows(x: Tensor, call: Call) -> Windows:
+    layer = call.layer
+    if layer.data_format != "channels_last":
+        raise call.refuse("data_format 'channels_first' has no lowering")
+    size, stride, dilation = layer.kernel_size[0], layer.strides[0], layer.dilation_rate[0]
+    return Windows.over(x.shape[1], size, stride, dilation, layer.padding)
+
+
+def _finish(y: Tensor, call: Call) -> Tensor:
+    bias = call.weight("bias")
+    return call.activate(y if bias is None else y + bias, call.layer.activation)
+
+
+@lowers(keras.layers.Conv1D)
+def conv1d(x: Tensor, call: Call) -> Tensor:
+    """`Conv1D`, groups included."""
+    windows, groups = _windows(x, call), call.layer.groups
+    kernel = call.weight("kernel")
+    if groups == 1:
+        return _finish(convolve(x, kernel, windows), call)
+    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return _finish(tf.concat([convolve(a, k, windows) for a, k in parts], -1), call)
+
+
+def depthwise(x: Tensor, kernel: Tensor, windows: Windows) -> Tensor:
+    """Return each channel of x [B, T, C] convolved with its own M kernels [K, C, M]: [B, count, C * M]."""
+    size, channels, multiplier = kernel.shape
+    taps = windows.taps(x)
+    if multiplier == 1:
+        weights = tf.unstack(tf.reshape(kernel, [size, channels]))
+        return tf.add_n([tap * w for tap, w in zip(taps, weights, strict=True)])
+    weights = tf.unstack(kernel)
+    total = tf.add_n([tf.expand_dims(tap, -1) * w for tap, w in zip(taps, weights, strict=True)])
+    return tf.reshape(total, [x.shape[0], windows.count, channels * multiplier])
+
+
+@lowers(keras.layers.DepthwiseConv1D)
+def depthwise_conv1d(x: Tensor, call: Call) -> Tensor:
+    """`DepthwiseConv1D`."""
+    return _finish(depthwise(x, call.weight("kernel"), _windows(x, call)), call)
+
+
+@lowers(keras.layers.SeparableConv1D)
+def separable_conv1d(x: Tensor, call: Call) -> Tensor:
+    """`SeparableConv1D`: depthwise, then a product over the channels."""
+    spread = depthwise(x, call.weight("depthwise_kernel"), _windows(x, call))
+    pointwise = call.weight("pointwise_kernel")
+    return _finish(product(spread, tf.reshape(pointwise, pointwise.shape[1:])), call)
