@@ -185,9 +185,9 @@ class WindowCutter:
 
     >>> cutter = WindowCutter(WindowSpec(rate_hz=2.0, window_s=1.0, stride_s=1.0, lateness_s=0.0))
     >>> [w.start_s for i in range(8) for w in cutter.push(i / 2, (0.0, 0.0, 9.8), "sitting")]
-    [0.0, 1.0]
+    [0.0, 1.0, 2.0]
     >>> [w.start_s for w in cutter.flush()]
-    [2.0, 3.0]
+    [3.0]
     """
 
     def __init__(self, spec: WindowSpec | None = None) -> None:

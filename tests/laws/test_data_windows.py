@@ -1,5 +1,6 @@
 """Laws of resampling and windowing, against a slow reference written from their definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,7 +20,7 @@ def reference_value(samples, at_s, rate_hz):
         return np.array(samples[0][1])
 
     def interval(t):
-        for left, right in zip(samples, samples[1:], strict=False):
+        for left, right in itertools.pairwise(samples):
             if t < right[0]:
                 return left, right
         return samples[-2], samples[-1]
@@ -116,7 +117,7 @@ def test_the_cutter_gives_the_same_bits_for_any_chunking(stream, cuts):
     instants, values, labels = stream
     edges = [0, *sorted(min(c, len(instants)) for c in cuts), len(instants)]
     cutter, got = WindowCutter(SPEC), []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         got += cutter.push_many(instants[a:b], values[a:b], labels[a:b])
     got += cutter.flush()
     assert_same(got, as_list(cut_windows(*stream, SPEC)), exact=True)
@@ -165,7 +166,7 @@ def test_a_constant_stays_that_constant(stream, constant):
 @given(messy_streams())
 def test_windows_hold_no_sample_of_another_stretch_or_label(stream):
     """Each stretch carries its own constant: a window that mixed two would show a value between."""
-    instants, values, labels = stream
+    instants, _values, labels = stream
     mark = {"walking": 1.0, "sitting": 2.0, None: 3.0}
     windows = cut_windows(instants, np.array([[mark[x]] * 3 for x in labels]).reshape(-1, 3), labels, SPEC)
     for x, label in zip(windows.x, windows.label, strict=True):

@@ -1,0 +1,133 @@
+"""Build data sets: from their owners, from local copies, or from the synthetic source."""
+
+import fcntl
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flsys_ray.data import synthetic
+from flsys_ray.data.fetch import Progress, fetch
+from flsys_ray.data.folders import cache_folder, data_folder
+from flsys_ray.data.recipe import Recipe, load_recipe, recipe_names
+from flsys_ray.data.schema import DatasetInfo, is_dataset, write_dataset
+from flsys_ray.errors import DataInvalid, NotFound
+
+
+def build(
+    name: str, from_folder: Path | None = None, out: Path | None = None, progress: Progress | None = None
+) -> DatasetInfo:
+    """Build a data set in canonical form.
+
+    Args:
+        name: of a recipe.
+        from_folder: local copies to read: a folder with the owner's files, zipped or not, or with the recipe's file
+            of samples; or its parent. Without it the owner's files are fetched, and kept in `<out>/<name>/owner`.
+        out: the folder of data sets; the default is `data_folder()`.
+        progress: told of the bytes that were fetched.
+
+    Raises:
+        NotFound: there is no such recipe, or nothing that it can read.
+        DataInvalid: what is there does not have the owner's form.
+        TryLater: the owner's server did not deliver.
+    """
+    recipe = load_recipe(name)
+    if recipe is None:
+        raise NotFound(f"no recipe for {name!r}; there are recipes for {', '.join(recipe_names())}")
+    target = (out or data_folder()) / name
+    if from_folder is None:
+        source = target / "owner"
+        for download in recipe.downloads:
+            fetch(download, source, progress)
+    else:
+        source = _source_in(from_folder, name)
+    return _convert(name, recipe, source, target)
+
+
+def synthesize(out: Path | None = None, plan: synthetic.Plan | None = None, name: str = synthetic.NAME) -> DatasetInfo:
+    """Write a synthetic data set into `<out>/<name>`. It says that it is synthetic wherever it is read."""
+    return _write(name, plan or synthetic.Plan(), (out or data_folder()) / name)
+
+
+def prepared_folder(name: str, folder: Path) -> Path:
+    """Return the folder of a canonical data set, making it in the cache first where that needs no network.
+
+    Raises:
+        NotFound: there is neither the data set nor anything to make it from.
+    """
+    here = folder / name
+    if is_dataset(here):
+        return here
+    if name == synthetic.NAME:
+        plan = synthetic.Plan()
+        return _cached(f"{name}-{_key(repr(plan), synthetic.VERSION)}", lambda target: _write(name, plan, target))
+    recipe = load_recipe(name)
+    if recipe is not None and (samples := here / recipe.samples_file).is_file():
+        state = samples.stat()
+        key = _key(str(samples.resolve()), state.st_size, state.st_mtime_ns, recipe.version)
+        return _cached(f"{name}-{key}", lambda target: _convert(name, recipe, here, target))
+    raise NotFound(_how_to_get(name, folder, has_recipe=recipe is not None))
+
+
+def present_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the data sets in a folder that `open_dataset` opens from there, without the synthetic one."""
+    found = {path.name for path in folder.glob("*") if is_dataset(path)}
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if recipe is not None and (folder / name / recipe.samples_file).is_file():
+            found.add(name)
+    return tuple(sorted(found))
+
+
+def _how_to_get(name: str, folder: Path, *, has_recipe: bool) -> str:
+    there = ", ".join(present_names(folder)) or "none"
+    if not has_recipe:
+        known = ", ".join((*recipe_names(), synthetic.NAME))
+        return f"no data set {name!r}: the data folder (FLSYS_DATA) holds {there}; there are recipes for {known}"
+    return (
+        f"data set {name!r} is not here: the data folder (FLSYS_DATA) holds {there}. Build it with "
+        f"`flsys data build {name}` from its owner or `flsys data build {name} --from FOLDER` from local copies, or "
+        f"use `{synthetic.NAME}`, which needs no file"
+    )
+
+
+def _source_in(given: Path, name: str) -> Path:
+    if not given.exists():
+        raise NotFound(f"{name}: the folder given with --from does not exist")
+    inner = given / name
+    return inner if inner.is_dir() else given
+
+
+def _convert(name: str, recipe: Recipe, source: Path, target: Path) -> DatasetInfo:
+    return write_dataset(target, recipe.draft(name), recipe.user_windows(recipe.recordings(source)))
+
+
+def _write(name: str, plan: synthetic.Plan, target: Path) -> DatasetInfo:
+    return write_dataset(target, synthetic.draft(name), synthetic.user_windows(plan))
+
+
+def _key(*parts: str | int) -> str:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def _cached(entry: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache, made by `make` unless it is there; other processes wait meanwhile."""
+    target = cache_folder() / "datasets" / entry
+    if is_dataset(target):
+        return target
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _alone(target / ".lock"):
+            if not is_dataset(target):
+                make(target)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise DataInvalid(f"{entry}: the cache cannot be written ({reason}); set XDG_CACHE_HOME") from problem
+    return target
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the process, however it ends
+        yield
