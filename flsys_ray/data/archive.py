@@ -67,7 +67,7 @@ def _walk_zip(name: str, file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         raise DataInvalid(f"{name} is not a whole zip file ({problem}): fetch it again") from problem
 
 
-def read_csv(member: Member, columns: dict[str, pa.DataType], *, header: bool, delimiter: str = ",") -> pa.Table:
+def parsed_csv(member: Member, columns: dict[str, pa.DataType], *, header: bool, delimiter: str = ",") -> pa.Table:
     """Read a table of the given columns; without a header they are all that each line has.
 
     Raises:

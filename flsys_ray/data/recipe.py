@@ -150,6 +150,17 @@ def read_samples(path: Path) -> Iterator[Recording]:
         )
 
 
+def sessions_by_activity(
+    user: str, instants_s: NDArray[np.float64], xyz: NDArray[Any], activities: Sequence[str | None]
+) -> Iterator[Recording]:
+    """Make one session of each activity of a user, sorted by time, as where the owner recorded one after the other."""
+    names = np.array([activity or "" for activity in activities], dtype=np.str_)
+    for name in sorted(set(names.tolist()) - {""}):
+        rows = np.flatnonzero(names == name)
+        rows = rows[np.argsort(instants_s[rows], kind="stable")]
+        yield Recording(user, name, instants_s[rows], xyz[rows], [name] * len(rows))
+
+
 def _coded(column: Any) -> tuple[list[str | None], NDArray[np.int64]]:
     """Return names and codes of a dictionary column; the last name is None, and code -1 points to it."""
     array = column.combine_chunks()

@@ -8,7 +8,7 @@
 | session | string | one uninterrupted recording; times compare within a user's session only |
 | start_s, end_s | float64 | the window covers `[start_s, end_s)`, seconds on the recording's clock |
 | label | string | class name |
-| x | fixed_size_list<float32>[S * 3] | acceleration with gravity, S instants by x, y, z, row-major; m/s^2, Android sign |
+| x | fixed_size_list<float32>[S * 3] | acceleration with gravity, S instants by x, y, z, row-major; m/s^2, Android |
 
 The file's metadata repeat shape, rate, unit and sign. `dataset.json` holds `DatasetInfo`; it is written last, so a
 folder without it is not a data set, and its `sha256` ties it to the windows that it describes. A data set of texts

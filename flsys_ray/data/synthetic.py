@@ -65,8 +65,8 @@ class Motion:
 
 
 MOTIONS = {
-    "walking": Motion(1.85, 2.6, 0.45, 0.15, 0.35),
-    "stairs": Motion(1.62, 2.7, 0.30, 0.26, 0.45),
+    "walking": Motion(1.85, 2.6, 0.45, 0.12, 0.30),
+    "stairs": Motion(1.55, 2.7, 0.25, 0.30, 0.50),
     "jogging": Motion(2.60, 7.0, 0.30, 0.10, 0.20),
 }
 POSITIONS = ("pocket", "hand", "bag")
@@ -118,16 +118,16 @@ def person(user: str, seed: int, class_concentration: float = 2.0) -> Person:
     """Make up a user; the same name and seed are the same person."""
     rng = generator(seed, "synthetic-person", 0, user)
     position = str(rng.choice(POSITIONS, p=(0.6, 0.2, 0.2)))
-    tilt = {"pocket": rng.normal(1.25, 0.2), "hand": rng.normal(0.25, 0.12), "bag": rng.normal(0.45, 0.25)}
+    tilt = {"pocket": rng.normal(1.25, 0.2), "hand": rng.normal(0.35, 0.15), "bag": rng.normal(0.50, 0.25)}
     return Person(
         name=user,
         position=position,
         rate_hz=float(rng.choice((20.0, 25.0, 50.0))),
         tempo=float(rng.normal(1.0, 0.05)),
         force=float(np.exp(rng.normal(0.0, 0.18))) * {"pocket": 1.0, "hand": 0.7, "bag": 0.8}[position],
-        second=float(np.exp(rng.normal(0.0, 0.25))),
-        third=float(np.exp(rng.normal(0.0, 0.25))),
-        sway=float(np.exp(rng.normal(0.0, 0.25))),
+        second=float(np.exp(rng.normal(0.0, 0.20))),
+        third=float(np.exp(rng.normal(0.0, 0.20))),
+        sway=float(np.exp(rng.normal(0.0, 0.20))),
         unsteadiness=float(rng.uniform(0.02, 0.06)),
         turn=_small_turn(rng, 0.35) @ _flips(rng),
         sitting_tilt=float(tilt[position]),
