@@ -1,0 +1,138 @@
+"""Local training: examples and a base version in, the bytes of an update out. No network, no database.
+
+The work of an assignment is a function of its id, its base version and the examples: the order of the batches is drawn
+from the assignment's id, so a training that was killed and begun again gives the same update from the same examples.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsys_ray.core.layout import Vector
+from flsys_ray.core.rng import generator
+from flsys_ray.device.examples import Batch
+from flsys_ray.errors import DataInvalid, UpdateUnusable
+from flsys_ray.programs.manifest import Manifest
+from flsys_ray.programs.runner import Evaluated, Program, Trained
+from flsys_ray.wire.schemas import AssignmentMessage, EvaluationRequest
+from flsys_ray.wire.tensors import decode_vector, encode_update
+
+
+class DeviceProgram(Protocol):
+    """What the phone asks of a program; `programs.runner.Program` is the real one."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the program says of itself."""
+
+    def train(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        epochs: int,
+        learning_rate: float,
+        proximal_mu: float,
+        rng: np.random.Generator,
+        max_steps: int | None,
+        should_stop: Callable[[], bool],
+    ) -> Trained:
+        """Train from `parameters` [P] on x [N, ...], y [N]; `should_stop` is asked before each step."""
+
+    def evaluate(self, parameters: Vector, x: NDArray[Any], y: NDArray[Any]) -> Evaluated:
+        """Return the sums of loss and correct answers."""
+
+    def infer(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Return probabilities: [C] for one example, [N, C] for N."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Loaded programs by hash, the `most` recently used; many phones of one process may share it."""
+
+    load: Callable[[Path], DeviceProgram] = Program.load
+    most: int = 8
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _loaded: OrderedDict[str, DeviceProgram] = field(default_factory=OrderedDict, repr=False)
+
+    def get(self, sha256: str, path: Path) -> DeviceProgram:
+        """Return the program with this hash, reading `path` if it is not loaded."""
+        with self._lock:
+            program = self._loaded.pop(sha256, None) or self.load(path)
+            self._loaded[sha256] = program
+            while len(self._loaded) > self.most:
+                self._loaded.popitem(last=False)
+        return program
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """The outcome of local training. `update` are the bytes to upload, None if it was stopped before its end."""
+
+    update: bytes | None
+    num_examples: int
+    loss: float
+    evaluation: EvaluationRequest | None
+
+
+def train_assignment(
+    program: DeviceProgram,
+    weights: bytes,
+    assignment: AssignmentMessage,
+    parts: tuple[Batch, Batch | None],
+    should_stop: Callable[[], bool],
+) -> LocalResult:
+    """Train an assignment's base version on `parts` (training, held-out); evaluate the base version on the second.
+
+    Raises:
+        UpdateUnusable: the base version is not of this program, training diverged, or the delta is not finite.
+        DataInvalid: the examples do not fit the program.
+    """
+    training, held_out = parts
+    base = decode_vector(weights, "parameters", program.manifest.parameters)
+    local = assignment.local
+    trained = program.train(
+        base,
+        training.x,
+        training.y,
+        epochs=local.epochs,
+        learning_rate=local.learning_rate,
+        proximal_mu=local.proximal_mu,
+        rng=generator(0, "local-training", assignment.round, assignment.assignment_id),
+        max_steps=local.max_steps,
+        should_stop=should_stop,
+    )
+    count = len(training.y)
+    if not trained.completed:
+        return LocalResult(None, count, trained.loss, None)
+    delta = np.asarray(trained.parameters, np.float32) - base
+    if not np.isfinite(delta).all() or not np.isfinite(trained.loss):
+        raise UpdateUnusable(f"{assignment.model}: the delta of assignment {assignment.assignment_id} is not finite")
+    evaluation = _evaluate(program, base, held_out)
+    return LocalResult(encode_update(delta, count, trained.loss), count, trained.loss, evaluation)
+
+
+def infer(program: DeviceProgram, weights: bytes, x: NDArray[Any]) -> NDArray[np.float32]:
+    """Return scores [N, C] for examples x [N, ...], or [1, C] for one x. Raises `DataInvalid` for another shape."""
+    manifest = program.manifest
+    x = np.asarray(x, dtype=manifest.input_dtype)
+    rows = x[None] if x.shape == manifest.input_shape else x
+    if rows.shape[1:] != manifest.input_shape:
+        raise DataInvalid(f"infer: x has shape {x.shape}, {manifest.name!r} takes {manifest.input_shape}, or N of them")
+    return program.infer(decode_vector(weights, "parameters", manifest.parameters), rows)
+
+
+def _evaluate(program: DeviceProgram, base: Vector, held_out: Batch | None) -> EvaluationRequest | None:
+    if held_out is None:
+        return None
+    found = program.evaluate(base, held_out.x, held_out.y)
+    if not np.isfinite(found.loss_sum):
+        return None
+    return EvaluationRequest(loss_sum=max(0.0, found.loss_sum), correct=found.correct, count=found.count)

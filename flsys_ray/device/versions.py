@@ -1,0 +1,85 @@
+"""Programs and versions on the phone: fetched by hash, and the newest version at hand for inference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flsys_ray.device.clock import Clock
+from flsys_ray.device.download import FileCache
+from flsys_ray.device.identity import Identity
+from flsys_ray.device.journal import HeldVersion, Journal
+from flsys_ray.device.trainer import DeviceProgram, Programs
+from flsys_ray.errors import NotFound
+from flsys_ray.wire.schemas import AssignmentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A program ready to run and the bytes of a version (safetensors)."""
+
+    program: DeviceProgram
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Two caches of files: programs (kept as long as there is room) and weights (kept as long as they are in use)."""
+
+    identity: Identity
+    journal: Journal
+    clock: Clock
+    program_files: FileCache
+    weight_files: FileCache
+    programs: Programs
+
+    def has(self, message: AssignmentMessage) -> bool:
+        """Whether all files of an assignment are on the phone."""
+        return self._path(message.program.sha256, message.weights.sha256) is not None
+
+    def fetch(self, message: AssignmentMessage) -> None:
+        """Download what an assignment needs; its base version becomes the newest at hand if it is."""
+        self._fetch(message.program.url, message.program.sha256, message.weights.url, message.weights.sha256)
+        held = self.journal.held(message.model)
+        if held is None or held.version <= message.version:
+            self._hold(message.model, message.version, message.weights.sha256, message.program.sha256)
+
+    def refresh(self, model: str) -> bool:
+        """Have the newest version on the phone; return whether it is another one than before.
+
+        Raises:
+            NotFound: the cloud has no such model, or no version of it yet.
+            TryLater: the cloud cannot be reached.
+        """
+        client = self.identity.client
+        latest = self.identity.call(lambda token: client.latest(token, model))
+        base = f"/v1/models/{model}"
+        program_url = f"{base}/program/{latest.program_sha256}"
+        weights_url = f"{base}/versions/{latest.version}"
+        self._fetch(program_url, latest.program_sha256, weights_url, latest.weights_sha256)
+        held = self.journal.held(model)
+        self._hold(model, latest.version, latest.weights_sha256, latest.program_sha256)
+        return held is None or held.weights_sha256 != latest.weights_sha256
+
+    def load(self, program_sha256: str, weights_sha256: str) -> Loaded:
+        """Return a program and a version that are on the phone. Raises `NotFound` if a file is gone."""
+        found = self._path(program_sha256, weights_sha256)
+        if found is None:
+            raise NotFound("the program or the version is not on this phone: refresh")
+        program, weights = found
+        return Loaded(self.programs.get(program_sha256, program), weights.read_bytes())
+
+    def erase(self) -> None:
+        """Delete all versions. Programs stay: they hold nothing of the user."""
+        self.weight_files.trim(keep=set(), cap_bytes=0)
+
+    def _hold(self, model: str, version: int, weights_sha256: str, program_sha256: str) -> None:
+        self.journal.hold(model, HeldVersion(version, weights_sha256, program_sha256, self.clock.now()))
+        self.weight_files.trim(keep=self.journal.weights_in_use(), cap_bytes=0)
+
+    def _path(self, program_sha256: str, weights_sha256: str) -> tuple[Path, Path] | None:
+        program, weights = self.program_files.path(program_sha256), self.weight_files.path(weights_sha256)
+        return (program, weights) if program and weights else None
+
+    def _fetch(self, program_url: str, program_sha256: str, weights_url: str, weights_sha256: str) -> None:
+        client = self.identity.client
+        self.identity.call(lambda token: self.program_files.fetch(client, token, program_url, program_sha256))
+        self.identity.call(lambda token: self.weight_files.fetch(client, token, weights_url, weights_sha256))
