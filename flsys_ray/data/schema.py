@@ -54,11 +54,11 @@ class Examples:
     """
 
     user: str
-    x: NDArray[np.float32]
-    y: NDArray[np.int32]
-    start_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    session: NDArray[np.str_]
+    x: NDArray[np.float32] = field(repr=False)
+    y: NDArray[np.int32] = field(repr=False)
+    start_s: NDArray[np.float64] = field(repr=False)
+    end_s: NDArray[np.float64] = field(repr=False)
+    session: NDArray[np.str_] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.y)
