@@ -8,15 +8,13 @@ a phone that is killed in between neither loses nor repeats one.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flsys_ray.device.examples import Example, ExampleStore
 from flsys_ray.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from flsys_ray.data.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,49 @@ def collect(source: Iterable[Sample], sink: SampleSink, *, stop: Callable[[], bo
     return made + hand_over()
 
 
+class UserExamples(Protocol):
+    """One user's examples: x [N, ...], y [N] (indices of classes), and for each its time in its session, seconds."""
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """Inputs."""
+
+    @property
+    def y(self) -> NDArray[np.int32]:
+        """Classes."""
+
+    @property
+    def start_s(self) -> NDArray[np.float64]:
+        """First instants."""
+
+    @property
+    def end_s(self) -> NDArray[np.float64]:
+        """Last instants."""
+
+    @property
+    def session(self) -> NDArray[np.str_]:
+        """Names of recordings."""
+
+
+class UserData(Protocol):
+    """A data set by user; `flsys_ray.data.dataset.Dataset` is one. The phone itself reads no files of data sets."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of `y`."""
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Who has examples."""
+
+    def examples(self, user: str) -> UserExamples:
+        """Read one user's examples, in order of session and time."""
+
+
 class ExampleSource(Protocol):
     """A source that knows its examples in advance."""
 
@@ -81,7 +122,7 @@ class ReplaySource:
         speed: seconds of the stream in one second; None: everything at once.
     """
 
-    dataset: "Dataset"
+    dataset: UserData
     user: str
     part: tuple[int, int] = (0, 1)
     speed: float | None = None

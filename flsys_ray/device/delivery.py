@@ -9,22 +9,22 @@ from typing import Literal
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
-from flsys_ray.errors import FlsysError, Late, TryLater, Unauthenticated
-from flsys_ray.wire.schemas import GiveBackRequest
+from flsys_ray.errors import Conflict, FlsysError, Late, TryLater, Unauthenticated
+from flsys_ray.wire.schemas import EvaluationRequest, GiveBackRequest
 
 
 def deliver(item: OpenAssignment, identity: Identity, journal: Journal, now: float) -> Outcome:
-    """Make the next delivery of a trained, uploaded or returning assignment, and write down how it went.
+    """Make the next delivery of a trained or returning assignment, and write down how it went.
 
     Raises:
         TryLater: the cloud could not take it now.
         Unauthenticated: the app key is not valid (any more).
     """
-    if item.delta is not None:
-        return _upload(item, item.delta, identity, journal, now)
-    if item.state == "uploaded":
-        return _evaluation(item, identity, journal, now)
-    return _return(item, identity, journal, now)
+    if item.delta is None:
+        return _return(item, identity, journal, now)
+    if item.evaluation is not None:
+        return _report(item, item.evaluation, identity, journal, now)
+    return _upload(item, item.delta, identity, journal, now)
 
 
 def _upload(item: OpenAssignment, delta: bytes, identity: Identity, journal: Journal, now: float) -> Outcome:
@@ -40,37 +40,36 @@ def _upload(item: OpenAssignment, delta: bytes, identity: Identity, journal: Jou
         ending: Literal["late", "refused"] = "late" if isinstance(error, Late) else "refused"
         journal.settle(item.id, ending, now, error.message)
         return _outcome(ending, item, now, error.message)
-    if item.evaluation is None:
-        journal.settle(item.id, "done", now)
-    else:
-        journal.uploaded(item)
+    journal.settle(item.id, "done", now)
     return _outcome("uploaded", item, now, "duplicate" if reply.duplicate else "")
 
 
-def _evaluation(item: OpenAssignment, identity: Identity, journal: Journal, now: float) -> Outcome:
-    evaluation = item.evaluation
+def _report(
+    item: OpenAssignment, evaluation: EvaluationRequest, identity: Identity, journal: Journal, now: float
+) -> Outcome:
     detail = ""
-    if evaluation is not None:
-        try:
-            identity.call(lambda token: identity.client.evaluation(token, item.message, evaluation))
-        except (TryLater, Unauthenticated):
-            raise
-        except FlsysError as error:  # the update is counted: nothing is lost but a figure
-            detail = error.message
-    journal.settle(item.id, "done", now, detail)
+    try:
+        identity.call(lambda token: identity.client.evaluation(token, item.message, evaluation))
+    except (TryLater, Unauthenticated):
+        raise
+    except FlsysError as error:  # a figure less; whether the update is still wanted its own call will tell
+        detail = error.message
+    journal.evaluated(item.id)
     return _outcome("evaluated", item, now, detail)
 
 
 def _return(item: OpenAssignment, identity: Identity, journal: Journal, now: float) -> Outcome:
     request = GiveBackRequest(reason=item.reason)
+    ending: Literal["given-back", "done"] = "given-back"
     detail: str = item.reason
     try:
         identity.call(lambda token: identity.client.give_back(token, item.message, request))
     except (TryLater, Unauthenticated):
         raise
-    except FlsysError as error:  # over, or unknown to the cloud: either way it waits for nothing
+    except FlsysError as error:  # over, or counted already: either way the cloud waits for nothing
+        ending = "done" if isinstance(error, Conflict) else ending
         detail = f"{item.reason}; {error.message}"
-    journal.settle(item.id, "given-back", now, detail)
+    journal.settle(item.id, ending, now, detail)
     return _outcome("given-back", item, now, detail)
 
 

@@ -5,6 +5,7 @@ stays in `<hash>.part`, with the `ETag` that it belongs to beside it: a killed p
 `Range` and `If-Range` (RFC 9110 section 13.1.5).
 """
 
+import functools
 import hashlib
 import os
 import sys
@@ -93,7 +94,8 @@ class FileCache:
     def _download(self, client: CloudClient, token: str, url: str, sha256: str) -> Path:
         for _ in range(2):
             part = _Part(self.folder, sha256)
-            client.with_retries(lambda part=part: part.receive(client, token, url))  # type: ignore[misc]
+            if part.digest() != sha256:  # whole already, if a kill came just before the end
+                client.with_retries(functools.partial(part.receive, client, token, url))
             if part.digest() == sha256:
                 return part.finish()
             part.discard()
@@ -124,8 +126,11 @@ class _Part:
             self._receive(client, token, url, 0)
 
     def digest(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return ""
 
     def finish(self) -> Path:
         with self.path.open("rb") as file:

@@ -1,9 +1,10 @@
 """The phone's journal: every assignment and how far it got, written down before the next thing is done.
 
-    assigned ──▶ trained ──▶ uploaded ──▶ settled        each arrow is one durable transaction
-        └───────────┴──▶ returning ─────▶ settled
+    assigned ──▶ trained ──▶ settled            each arrow is one durable transaction
+        └───────────┴──▶ returning ──▶ settled
 
-`trained` holds the very bytes to upload: a repeated upload repeats them. `returning` is a give-back that the cloud has
+`trained` holds the very bytes to upload: a repeated upload repeats them. Its evaluation is sent first: the upload may
+end the round. `returning` is a give-back that the cloud has
 not heard of yet. A settled assignment is remembered, so that an old message cannot start it again.
 """
 
@@ -14,7 +15,7 @@ from flsys_ray.core.plan import Eligibility
 from flsys_ray.device.database import Database, Row
 from flsys_ray.wire.schemas import AssignmentMessage, CheckInReply, EvaluationRequest, GiveBackRequest
 
-State = Literal["assigned", "trained", "uploaded", "returning"]
+State = Literal["assigned", "trained", "returning"]
 Ending = Literal["done", "given-back", "late", "refused"]
 BackReason = Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"]
 
@@ -132,13 +133,9 @@ class Journal:
                 )
         return bool(stored)
 
-    def uploaded(self, item: OpenAssignment) -> None:
-        """The cloud has the update: its bytes are no longer needed."""
-        self.database.write(
-            "UPDATE assignments SET state = 'uploaded', delta = NULL"
-            " WHERE assignment_id = ? AND state = 'trained' AND settled_at IS NULL",
-            (item.id,),
-        )
+    def evaluated(self, assignment_id: str) -> None:
+        """The evaluation is with the cloud, or will never be: only the update is left."""
+        self.database.write("UPDATE assignments SET evaluation = NULL WHERE assignment_id = ?", (assignment_id,))
 
     def give_back(self, assignment_id: str, reason: BackReason) -> None:
         """Decide to give an assignment back; its delta, if it has one, is deleted with this."""
@@ -195,9 +192,6 @@ class Journal:
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
-                self.database.write(
-                    "UPDATE assignments SET evaluation = NULL WHERE model = ? AND state = 'uploaded'", (model,)
-                )
 
     def eligibility(self, model: str) -> Eligibility:
         """Return the newest known eligibility of the model's plan; a plan's default before the first check-in."""

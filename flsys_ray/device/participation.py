@@ -103,7 +103,7 @@ class Participation:
 
     def _advance(self, item: OpenAssignment, stopping: Callable[[], bool]) -> Outcome:
         now = self.clock.now()
-        if item.state in ("uploaded", "returning"):
+        if item.state == "returning":
             return deliver(item, self.identity, self.journal, now)
         hopeless = self._hopeless(item, now)
         if hopeless:
