@@ -19,7 +19,7 @@ STANDARD_GRAVITY = 9.80665
 WIDTHS = (32, 48, 64)
 
 
-def build(classes: Sequence[str] = CLASSES) -> Any:
+def build(classes: Sequence[str] = CLASSES, *, dropout: float = 0.3) -> Any:
     """Return the Keras model: input [100, 3] in m/s^2 (Android's sign), output softmax over `classes`."""
     import keras
     from keras import layers, ops
@@ -32,7 +32,7 @@ def build(classes: Sequence[str] = CLASSES) -> Any:
     for i, width in enumerate(WIDTHS):
         x = _residual(x, width, 1 if i == 0 else 2, f"block{i + 1}")
     x = layers.GlobalAveragePooling1D(name="pool")(x)
-    x = layers.Dropout(0.3, name="dropout")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
     scores = layers.Dense(len(classes), activation="softmax", name="scores")(x)
     return keras.Model(window, scores, name="har-wild")
 

@@ -96,12 +96,12 @@ def compile(  # noqa: A001 - `flsys_ray.compile` is the name that a developer lo
     """
     from flsys_ray.programs.lowering.blueprint import blueprint_of
     from flsys_ray.programs.lowering.convert import to_flatbuffer
-    from flsys_ray.programs.lowering.signatures import module
+    from flsys_ray.programs.lowering.signatures import functions_of
 
     if assets and MANIFEST_NAME in assets:
         raise ProgramInvalid(f"compile: an asset cannot be called {MANIFEST_NAME!r}")
     blueprint = blueprint_of(keras_model, classes, batch_size, local_optimizer)
-    body = to_flatbuffer(module(blueprint))
+    body = to_flatbuffer(functions_of(blueprint))
     layout = blueprint.leaves.layout
     manifest = Manifest(
         name=name or keras_model.name,

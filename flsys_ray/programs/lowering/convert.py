@@ -4,28 +4,26 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from flsys_ray.errors import NotLowerable
 
-SIGNATURES = ("init", "train", "evaluate", "infer")
 
-
-def to_flatbuffer(module: Any) -> bytes:
-    """Convert a module with the four functions, to built-in operators only.
+def to_flatbuffer(functions: Mapping[str, Any]) -> bytes:
+    """Convert the functions of the signatures to one flatbuffer of built-in operators only.
 
     Raises:
         NotLowerable: an operator has no built-in form; its name and the layer, as far as the converter tells.
     """
-    functions = {name: getattr(module, name).get_concrete_function() for name in SIGNATURES}
+    concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with _quiet():
-            tf.saved_model.save(module, folder, signatures=functions, options=options)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(SIGNATURES))
+            tf.saved_model.save(tf.Module(), folder, signatures=concrete, options=options)
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(concrete))
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             try:
                 return bytes(converter.convert())

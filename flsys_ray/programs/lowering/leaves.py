@@ -120,12 +120,20 @@ def _variable(path: str, layer: Any, variable: Any) -> Variable:
     if variable.constraint is not None:
         raise refusal(layer, f"the constraint of {variable.name!r} has no lowering", "constraint")
     owner = _owner(layer, variable)
-    initializer = getattr(owner, f"{variable.name}_initializer", None)
+    initializer = _initializer(owner, variable.name)
     if initializer is None:
         raise refusal(layer, f"it does not say how {variable.name!r} starts")
     trainable = bool(variable.trainable) and bool(layer.trainable)
     name = path if owner is layer else f"{path}/{owner.name}"
     return Variable(f"{name}/{variable.name}", tuple(variable.shape), trainable, layer, variable, initializer)
+
+
+def _initializer(owner: Any, name: str) -> Any:
+    """Where a layer says how a variable starts: `kernel_initializer`; depthwise layers say `depthwise_initializer`."""
+    for attribute in (name, name.removesuffix("_kernel"), "depthwise"):
+        if getattr(owner, f"{attribute}_initializer", None) is not None:
+            return getattr(owner, f"{attribute}_initializer")
+    return None
 
 
 def _owner(layer: Any, variable: Any) -> Any:

@@ -1,5 +1,6 @@
 """Walk a Keras graph and compute it with the lowering functions."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +39,12 @@ class Call:
 
     layer: Any
     replay: Replay
-    training: bool
     mask: Tensor | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether the layer behaves as in training."""
+        return self.replay.training
 
     def weight(self, attribute: str) -> Tensor:
         """Return the value of the layer's variable of this name; None if the layer has none."""
@@ -128,7 +133,10 @@ class _Walk:
         if node.is_input:
             raise refusal(node.operation, "it is an input beside the model's one input")
         args, kwargs = node.arguments.fill_in(self._known)
-        with tf.name_scope(node.operation.name):
+        operation = node.operation
+        # An operation's own name counts calls in this process; its class does not, and gives the same program twice.
+        known = isinstance(operation, keras.layers.Layer)
+        with tf.name_scope(_scope(operation.name if known else type(operation).__name__)):
             self._known[id(node.outputs[0])] = self._apply(node.operation, args, kwargs)
 
     def _apply(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -145,6 +153,10 @@ class _Walk:
             raise refusal(operation, str(error)) from error
 
 
+def _scope(name: str) -> str:
+    return re.sub(r"^[^A-Za-z0-9.]", ".", re.sub(r"[^A-Za-z0-9_.\\/-]", "_", name))
+
+
 def graph_of(model: Any) -> Any | None:
     """Return the functional graph of a Functional or Sequential model; None for any other."""
     kind = f"{type(model).__module__}.{type(model).__name__}"
@@ -158,26 +170,24 @@ def graph_of(model: Any) -> Any | None:
 def lower_layer(layer: Any, x: Tensor, replay: Replay, kwargs: dict[str, Any]) -> Tensor:
     """Compute one call of one layer.
 
+    A `training` argument that the graph was built with is ignored, as Keras does where the model is called with
+    one.
+
     Raises:
         NotLowerable: the layer's type is not known, or it is used in a way that cannot be lowered.
     """
-    mode = kwargs.get("training")
     mask = kwargs.get("mask")
     extra = sorted(k for k, v in kwargs.items() if k not in ("training", "mask") and v is not None)
     if extra:
         raise refusal(layer, f"call argument {extra[0]!r} has no lowering")
-    if mode and not replay.training:
-        raise refusal(layer, "it is called with training=True, also when the model is evaluated")
-    training = replay.training if mode is None else replay.training and bool(mode)
     graph = graph_of(layer)
     if graph is not None:
-        if mask is not None or training != replay.training:
-            raise refusal(layer, "a nested model cannot be called with `mask` or `training`")
+        if mask is not None:
+            raise refusal(layer, "a nested model cannot be called with a mask")
         return run_graph(graph, x, replay)
     function = registry.layer_lowering(layer)
     if function is None:
         raise refusal(layer, "there is no lowering for this layer type to built-in LiteRT operators")
     if layer.compute_dtype != "float32":
         raise refusal(layer, f"it computes in {layer.compute_dtype}, only float32 is supported")
-    call = Call(layer, replay, training, mask)
-    return function(x, call)
+    return function(x, Call(layer, replay, mask))

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from flsys_ray.programs.lowering import losses
-from flsys_ray.programs.lowering.initializers import draw
+from flsys_ray.programs.lowering.initializers import start_vector
 from flsys_ray.programs.lowering.layers.dense import dense_logits
 from flsys_ray.programs.lowering.leaves import Leaves
 from flsys_ray.programs.lowering.optimizers import LocalOptimizer
@@ -51,14 +51,12 @@ def logits_of(blueprint: Blueprint, x: Tensor, replay: Replay) -> Tensor:
     """Return the model's logits [B, C]."""
     y = run_graph(blueprint.graph, x, replay, blueprint.logits.tensor)
     dense = blueprint.logits.dense
-    return y if dense is None else dense_logits(y, Call(dense, replay, replay.training))
+    return y if dense is None else dense_logits(y, Call(dense, replay))
 
 
 def init(blueprint: Blueprint, seed: Tensor) -> dict[str, Tensor]:
     """Return fresh parameters."""
-    noise = Noise(key_of_seed(seed))
-    parts = [draw(variable, noise) for variable in blueprint.leaves.variables]
-    return {"parameters": blueprint.leaves.pack(parts)}
+    return {"parameters": start_vector(blueprint.leaves.variables, Noise(key_of_seed(seed)))}
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ def infer(blueprint: Blueprint, parameters: Tensor, x: Tensor) -> dict[str, Tens
     return {"scores": tf.nn.softmax(logits_of(blueprint, x, replay))}
 
 
-def module(blueprint: Blueprint) -> Any:
-    """Return a `tf.Module` whose functions `init`, `train`, `evaluate` and `infer` are traced for their one shape."""
+def functions_of(blueprint: Blueprint) -> dict[str, Any]:
+    """Return `init`, `train`, `evaluate` and `infer` as `tf.function`s, each of its one shape."""
     size, batch = blueprint.leaves.layout.size, blueprint.batch_size
     slots = blueprint.optimizer.slots_of(blueprint.leaves.trained)
     vector, scalar = tf.TensorSpec([size]), tf.TensorSpec([])
@@ -149,13 +147,13 @@ def module(blueprint: Blueprint) -> Any:
     def score(p: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return evaluate(blueprint, p, Batch(x, y, mask))
 
-    made = tf.Module(name="program")
-    made.init = _traced(lambda seed: init(blueprint, seed), ["seed"], [tf.TensorSpec([], tf.int32)])
-    made.train = _traced(step, names[: len(step_specs)], step_specs)
-    made.evaluate = _traced(score, names[:4], [vector, *batch_specs])
     one = tf.TensorSpec([1, *blueprint.input_shape], x.dtype)
-    made.infer = _traced(lambda p, x: infer(blueprint, p, x), names[:2], [vector, one])
-    return made
+    return {
+        "init": _traced(lambda seed: init(blueprint, seed), ["seed"], [tf.TensorSpec([], tf.int32)]),
+        "train": _traced(step, names[: len(step_specs)], step_specs),
+        "evaluate": _traced(score, names[:4], [vector, *batch_specs]),
+        "infer": _traced(lambda p, x: infer(blueprint, p, x), names[:2], [vector, one]),
+    }
 
 
 def _traced(function: Any, names: list[str], specs: list[Any]) -> Any:

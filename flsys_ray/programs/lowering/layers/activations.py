@@ -23,22 +23,24 @@ def positive_part(x: Tensor) -> Tensor:
     return x - tf.minimum(x, 0.0)
 
 
-def _where_positive(x: Tensor, g: Tensor) -> Tensor:
-    return g * tf.cast(x > 0.0, tf.float32)
+def is_positive(x: Tensor) -> Tensor:
+    """Return 1.0 where x > 0 and else 0.0, from operators that XNNPACK has (a comparison with a cast is not)."""
+    return tf.minimum(tf.math.ceil(positive_part(x)), 1.0)
 
 
 @lowers_activation(keras.activations.relu)
 @with_gradient
 def relu(x: Tensor) -> tuple[Tensor, Any]:
     """ReLU; its gradient at 0 is 0, as TensorFlow's."""
-    return positive_part(x), lambda g: _where_positive(x, g)
+    y = positive_part(x)
+    return y, lambda g: g * tf.minimum(tf.math.ceil(y), 1.0)
 
 
 @lowers_activation(keras.activations.relu6)
 @with_gradient
 def relu6(x: Tensor) -> tuple[Tensor, Any]:
     """ReLU cut at 6; gradient 0 at both kinks."""
-    inside = tf.cast(x > 0.0, tf.float32) * tf.cast(x < 6.0, tf.float32)
+    inside = is_positive(x) * is_positive(6.0 - x)
     return tf.minimum(positive_part(x), 6.0), lambda g: g * inside
 
 
@@ -48,7 +50,7 @@ def leaky(x: Tensor, slope: float) -> Tensor:
     @with_gradient
     def function(x: Tensor) -> tuple[Tensor, Any]:
         y = x - (1.0 - slope) * tf.minimum(x, 0.0)
-        return y, lambda g: g * (slope + (1.0 - slope) * tf.cast(x > 0.0, tf.float32))
+        return y, lambda g: g * (slope + (1.0 - slope) * is_positive(x))
 
     return function(x)
 

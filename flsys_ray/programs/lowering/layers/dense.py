@@ -14,12 +14,15 @@ Tensor = Any
 
 
 def product(x: Tensor, kernel: Tensor) -> Tensor:
-    """Return the matrix product over the last axis of x [..., I] with kernel [I, O]: [..., O]."""
-    leading = x.shape[:-1]
-    if len(leading) > 1:
-        x = tf.reshape(x, [math.prod(leading), x.shape[-1]])
-    y = tf.matmul(x, kernel)
-    return tf.reshape(y, [*leading, kernel.shape[-1]]) if len(leading) > 1 else y
+    """Return the matrix product over the last axis of x [..., I] with kernel [I, O]: [..., O].
+
+    As a batch of one: so the gradients stay BATCH_MATMUL, which LiteRT's XNNPACK computes, while the converter turns
+    a plain product with a transposed matrix into FULLY_CONNECTED, for which XNNPACK wants constant weights (1.0 ms
+    against 0.37 ms for 1600 x 160 x 48 on one core).
+    """
+    rows, (inner, outer) = math.prod(x.shape[:-1]), kernel.shape
+    y = tf.matmul(tf.reshape(x, [1, rows, inner]), tf.reshape(kernel, [1, inner, outer]))
+    return tf.reshape(y, [*x.shape[:-1], outer])
 
 
 @lowers(keras.layers.Dense)

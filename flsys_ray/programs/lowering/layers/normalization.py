@@ -36,14 +36,44 @@ def batch_normalization(x: Tensor, call: Call) -> Tensor:
 def _normalize_batch(flat: Tensor, call: Call) -> Tensor:
     """Normalise [N, C] with its own weighted statistics and update the stored ones."""
     share, filled = _shares(flat.shape[0], call)
-    mean = tf.matmul(share, flat)
-    centred = flat - mean
-    variance = tf.reshape(tf.matmul(share, centred * centred), [-1])
+    ones = tf.ones([flat.shape[-1]])
+    gamma, beta = call.weight("gamma"), call.weight("beta")
+    normalized = _normalized_with(share, call.layer.epsilon)
+    y, mean, variance = normalized(flat, ones if gamma is None else gamma, ones * 0.0 if beta is None else beta)
     rate = (1.0 - call.layer.momentum) * filled
-    for name, now in (("moving_mean", tf.reshape(mean, [-1])), ("moving_variance", variance)):
+    for name, now in (("moving_mean", mean), ("moving_variance", variance)):
         old = call.weight(name)
         call.update(name, tf.stop_gradient(old + rate * (now - old)))
-    return _affine(centred, variance, call)
+    return y
+
+
+def _normalized_with(share: Tensor, epsilon: float) -> Any:
+    """Return `(x [N, C], gamma [C], beta [C]) -> (y [N, C], mean [C], variance [C])`, row i weighing `share` [1, N].
+
+    The gradient of x is that of Ioffe and Szegedy's section 3, with share in the place of 1/m:
+    `gamma inv (g - share (sum g + xhat sum g xhat))`. None flows through the statistics that are returned.
+    """
+
+    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Any, Any]:
+        mean = _weighted(share, x)
+        centred = x - mean
+        variance = _weighted(share, centred * centred)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        scale = inverse * gamma
+
+        def gradient(g: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            sum_g = tf.reduce_sum(g, 0)
+            sum_gx = tf.reduce_sum(g * centred, 0) * inverse
+            through = tf.reshape(share, [-1, 1]) * (centred * (scale * inverse * sum_gx) + scale * sum_g)
+            return g * scale - through, sum_gx, sum_g
+
+        return (centred * scale + beta, mean, variance), gradient
+
+    return tf.custom_gradient(function)
+
+
+def _weighted(share: Tensor, x: Tensor) -> Tensor:
+    return tf.reshape(tf.matmul(share, x), [x.shape[-1]])
 
 
 def _shares(rows: int, call: Call) -> tuple[Tensor, Tensor]:
