@@ -175,7 +175,7 @@ class _Part:
     def _write(self, response: httpx2.Response, client: CloudClient, *, mode: str) -> None:
         with self.path.open(mode) as file:
             os.chmod(self.path, 0o600)
-            for block in response.iter_raw():
+            for block in response.iter_bytes():
                 client.traffic.down_bytes += len(block)
                 file.write(block)
                 if file.tell() > MAX_FILE_BYTES:

@@ -135,4 +135,4 @@ def _evaluate(program: DeviceProgram, base: Vector, held_out: Batch | None) -> E
     found = program.evaluate(base, held_out.x, held_out.y)
     if not np.isfinite(found.loss_sum):
         return None
-    return EvaluationRequest(loss_sum=max(0.0, found.loss_sum), correct=found.correct, count=found.count)
+    return EvaluationRequest(loss_sum=max(0.0, found.loss_sum), correct=found.correct, count=found.examples)
