@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from flsys_ray.core.aggregation.base import RULES, AggregationRule
 from flsys_ray.core.exact import FixedPoint
 from flsys_ray.core.optimizers.base import OPTIMIZERS, ServerOptimizer
 from flsys_ray.core.pacing.base import PACINGS, Pacing
 from flsys_ray.core.pacing.deadline import Rounds
+from flsys_ray.core.registry import Registry
 from flsys_ray.core.selection.base import SELECTORS, Selector
 from flsys_ray.core.selection.uniform import Uniform
 from flsys_ray.errors import PlanInvalid
@@ -35,6 +37,14 @@ else:
     AnyOptimizer = OPTIMIZERS.union()
     AnySelector = SELECTORS.union()
     AnyPacing = PACINGS.union()
+
+
+_EXTENSIONS: dict[str, Registry[Any]] = {
+    "pacing": PACINGS,
+    "selection": SELECTORS,
+    "aggregation": RULES,
+    "server_optimizer": OPTIMIZERS,
+}
 
 
 class _Section(BaseModel):
@@ -117,17 +127,26 @@ def _parsed(parse: Callable[[Any], TrainingPlan], value: object) -> TrainingPlan
     try:
         return parse(value)
     except ValidationError as error:
-        problems = [
-            (".".join(str(p) for p in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors()
-        ]
-        text = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
-        raise PlanInvalid(f"plan: {text}", tuple(field for field, _ in problems if field)) from error
+        problems = [(_fields(e), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        text = "; ".join(f"{', '.join(fields)}: {message}" if fields else message for fields, message in problems)
+        raise PlanInvalid(f"plan: {text}", tuple(name for fields, _ in problems for name in fields)) from error
+
+
+def _fields(problem: ErrorDetails) -> tuple[str, ...]:
+    """Return the dotted names of the fields of one problem, spelt as in YAML."""
+    cause = getattr(problem.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(cause, PlanInvalid):
+        return cause.fields
+    loc = [str(part) for part in problem["loc"]]
+    if len(loc) > 1 and loc[0] in _EXTENSIONS and loc[1] in _EXTENSIONS[loc[0]].classes:
+        del loc[1]  # pydantic names the class that it chose, which is no field
+    return (".".join(loc),) if loc else ()
 
 
 def parse_plan_yaml(text: str) -> TrainingPlan:
     """Return the plan in a YAML text. Raises `PlanInvalid` for broken YAML too."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: "2021-13-45" looks like a date
         raise PlanInvalid(f"plan: not YAML: {error}") from error
     return parse_plan({} if value is None else value)

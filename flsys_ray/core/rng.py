@@ -24,4 +24,4 @@ def unit(seed: int, purpose: str, round_: int = 0, device_id: str = "") -> float
     >>> unit(7, "selection", 3, "phone-1") == unit(7, "selection", 3, "phone-1")
     True
     """
-    return int.from_bytes(_digest(seed, purpose, round_, device_id)[:7]) / 2.0**56
+    return (int.from_bytes(_digest(seed, purpose, round_, device_id)[:7]) >> 3) / 2.0**53

@@ -7,6 +7,7 @@ FedAvgM: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distributi
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from flsys_ray.core.optimizers.base import Array, ServerOptimizer, stored
@@ -24,5 +25,5 @@ class Sgd(ServerOptimizer):
 
     def step(self, state: OptimizerState, delta: Array) -> tuple[OptimizerState, Array]:
         """Take one step."""
-        velocity = self.momentum * state.vectors[0] + delta
+        velocity = self.momentum * state.vectors[0].astype(np.float64) + delta
         return stored(state.step + 1, velocity), self.learning_rate * velocity
