@@ -11,6 +11,9 @@ from above the new Nyquist frequency. The kernel is symmetric and sums to one: c
 unchanged. It looks half a grid period ahead and no further, which is what lets a live stream be resampled with a
 short buffer to the very same bits. A sharper filter would need a longer look-ahead and ring at the edges of short
 stretches; at 20 Hz, walking and jogging (up to about 3 Hz, first harmonics to 6 Hz) lie well inside the flat part.
+
+Instants count to the microsecond. So the windows of a recording do not depend on its clock's zero, and one that is
+in the data twice gives the same windows bit for bit, and is found.
 """
 
 from dataclasses import dataclass
@@ -21,7 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from flsys_ray.errors import DataInvalid
 
 _BOX_POINTS = 8  # midpoints of the box where the line is read: 160 readings a second on a 20 Hz grid
-_TOLERANCE_S = 1e-6  # UNIX seconds in float64 are exact to 2.4e-7 s
+_DECIMALS = 6  # UNIX seconds in float64 are exact to 2.4e-7 s: a microsecond is the same wherever the clock's zero is
+_TOLERANCE_S = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,21 @@ def resample(timestamps_s: ArrayLike, values: ArrayLike, rate_hz: float, *, gap_
         raise DataInvalid(f"resample: rate_hz and gap_s must be positive, not {rate_hz} and {gap_s}")
     instants, rows = finite_rows(timestamps_s, values)
     order = np.argsort(instants, kind="stable")
-    instants, rows, _ = average_duplicates(instants[order], rows[order])
+    codes = np.zeros(len(instants), np.int64)
+    instants, rows, _ = average_duplicates(instants[order], rows[order], codes)
     stretches = []
     for piece in np.split(np.arange(len(instants)), np.flatnonzero(np.diff(instants) > gap_s) + 1):
         if len(piece):
             start_s = float(instants[piece[0]])
-            relative = instants[piece] - start_s
+            relative = seconds_since(start_s, instants[piece])
             grid = np.arange(grid_points(float(relative[-1]), rate_hz)) / rate_hz
             stretches.append(Stretch(start_s, rate_hz, read_grid(relative, rows[piece], grid, rate_hz)))
     return stretches
 
 
 def finite_rows(timestamps_s: ArrayLike, values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return timestamps `[T]` and values `[T, C]` as float64 without the rows that hold NaN or infinity."""
-    instants = np.asarray(timestamps_s, dtype=np.float64)
+    """Return timestamps `[T]`, to the microsecond, and values `[T, C]`, without rows that hold NaN or infinity."""
+    instants = np.asarray(np.round(np.asarray(timestamps_s, dtype=np.float64), _DECIMALS), dtype=np.float64)
     rows = np.asarray(values, dtype=np.float64)
     if instants.ndim != 1 or rows.ndim != 2 or len(rows) != len(instants):
         raise DataInvalid(
@@ -78,15 +83,21 @@ def finite_rows(timestamps_s: ArrayLike, values: ArrayLike) -> tuple[NDArray[np.
     return (instants, rows) if keep.all() else (instants[keep], rows[keep])
 
 
+def seconds_since(start_s: float, instants: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return instants relative to a start, to the microsecond: the same bits wherever the clock's zero is."""
+    return np.asarray(np.round(instants - start_s, _DECIMALS))
+
+
 def average_duplicates(
-    instants: NDArray[np.float64], rows: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Average the rows that share an instant; `instants` is sorted. Also return the index of each first row."""
-    if len(instants) < 2 or (np.diff(instants) > 0).all():
-        return instants, rows, np.arange(len(instants))
-    first = np.flatnonzero(np.r_[True, np.diff(instants) > 0])
+    instants: NDArray[np.float64], rows: NDArray[np.float64], codes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Average neighbouring rows of the same instant and label code; `instants` `[T]` are sorted."""
+    news = (np.diff(instants) > 0) | (np.diff(codes) != 0)
+    if news.all():
+        return instants, rows, codes
+    first = np.flatnonzero(np.r_[True, news])
     counts = np.diff(np.r_[first, len(instants)])
-    return instants[first], np.add.reduceat(rows, first, axis=0) / counts[:, None], first
+    return instants[first], np.add.reduceat(rows, first, axis=0) / counts[:, None], codes[first]
 
 
 def grid_points(length_s: float, rate_hz: float) -> int:

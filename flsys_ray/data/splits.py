@@ -42,7 +42,7 @@ def held_out_part(examples: Examples, fraction: float, seed: int) -> tuple[Examp
     """Split one user's windows into (train, held out), so that no window of one overlaps one of the other.
 
     Of each class in each session one contiguous block, at a random place, is held out; about `fraction` of the
-    windows in expectation. Windows that share time with it, or repeat one of its windows bit for bit, are in neither part.
+    windows in expectation. Windows that share time with it, or repeat a window of it bit for bit, are in neither part.
 
     Raises:
         DataInvalid: a fraction that is not between 0 and 1.

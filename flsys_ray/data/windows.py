@@ -6,8 +6,8 @@ neighbours are more than `gap_s` apart, where the label changes, and where the c
 no window crosses a gap, a label change or a session, and shifting all timestamps shifts the windows and nothing else.
 
 `WindowCutter` takes a live stream in chunks of any size; `cut_windows` hands a whole stream to the same class.
-Samples may come out of order by up to `lateness_s`; those of the same instant are averaged; rows that are not finite
-are left out.
+Samples may come out of order by up to `lateness_s`; those of the same instant and label are averaged; rows that are
+not finite are left out.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,14 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flsys_ray.data.resampling import average_duplicates, finite_rows, grid_points, read_grid, settled_points
+from flsys_ray.data.resampling import (
+    average_duplicates,
+    finite_rows,
+    grid_points,
+    read_grid,
+    seconds_since,
+    settled_points,
+)
 from flsys_ray.errors import DataInvalid
 
 STANDARD_GRAVITY_M_PER_S2 = 9.80665
@@ -267,11 +274,10 @@ class WindowCutter:
         """Take sorted samples that nothing can precede any more."""
         if not len(rows.instants):
             return []
-        instants, values, first = average_duplicates(rows.instants, rows.values)
-        rows = _Rows(instants, values, rows.codes[first])
-        breaks = (np.diff(instants) > self.spec.gap_s) | (np.diff(rows.codes) != 0)
+        rows = _Rows(*average_duplicates(*rows))
+        breaks = (np.diff(rows.instants) > self.spec.gap_s) | (np.diff(rows.codes) != 0)
         windows: list[Window] = []
-        for piece in np.split(np.arange(len(instants)), np.flatnonzero(breaks) + 1):
+        for piece in np.split(np.arange(len(rows.instants)), np.flatnonzero(breaks) + 1):
             windows += self._extend(rows.part(piece))
         return windows
 
@@ -323,7 +329,7 @@ class _OpenStretch:
 
     def extend(self, instants: NDArray[np.float64], values: NDArray[np.float64]) -> list[_Cut]:
         """Add strictly later samples; return the windows whose values cannot change any more."""
-        self.relative_s = np.concatenate([self.relative_s, instants - self.start_s])
+        self.relative_s = np.concatenate([self.relative_s, seconds_since(self.start_s, instants)])
         self.values = np.concatenate([self.values, values])
         return self._read_until(settled_points(float(self.relative_s[-1]), self.spec.rate_hz))
 
