@@ -36,7 +36,7 @@ class Rounds(Pacing):
     @property
     def slots(self) -> int:
         """The cohort, over-selected."""
-        return math.ceil(self.cohort * self.over_selection)
+        return math.ceil(round(self.cohort * self.over_selection, 6))  # 100 * 1.1 is a little above 110 in binary
 
     @property
     def max_updates(self) -> int:
