@@ -17,6 +17,7 @@ CLASSES = ("walking", "jogging", "stairs", "sitting", "standing")
 WINDOW = 100
 STANDARD_GRAVITY = 9.80665
 WIDTHS = (32, 48, 64)
+MOMENTUM = 0.9  # of batch statistics: a device takes tens of steps a round; with Keras' 0.99 they would lag behind
 
 
 def build(classes: Sequence[str] = CLASSES, *, dropout: float = 0.3) -> Any:
@@ -42,7 +43,7 @@ def _convolution(x: Any, filters: int, size: int, stride: int, name: str) -> Any
     from keras import layers
 
     x = layers.Conv1D(filters, size, strides=stride, padding="same", use_bias=False, name=name)(x)
-    return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_bn")(x))
+    return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(momentum=MOMENTUM, name=f"{name}_bn")(x))
 
 
 def _residual(x: Any, filters: int, stride: int, name: str) -> Any:
@@ -51,10 +52,10 @@ def _residual(x: Any, filters: int, stride: int, name: str) -> Any:
 
     y = _convolution(x, filters, 5, stride, f"{name}_conv1")
     y = layers.Conv1D(filters, 3, padding="same", use_bias=False, name=f"{name}_conv2")(y)
-    y = layers.BatchNormalization(name=f"{name}_conv2_bn")(y)
+    y = layers.BatchNormalization(momentum=MOMENTUM, name=f"{name}_conv2_bn")(y)
     if stride > 1 or x.shape[-1] != filters:
         x = layers.Conv1D(filters, 1, strides=stride, use_bias=False, name=f"{name}_skip")(x)
-        x = layers.BatchNormalization(name=f"{name}_skip_bn")(x)
+        x = layers.BatchNormalization(momentum=MOMENTUM, name=f"{name}_skip_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))
 
 

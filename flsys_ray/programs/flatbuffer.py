@@ -15,7 +15,7 @@ from flsys_ray.errors import ProgramInvalid
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.programs.operators import BUILTIN_OPERATORS, CUSTOM, NOT_BUILT_IN, WITH_STATE
 
-MAX_READS = 4_000_000
+MAX_READS = 1_000_000
 MAX_TENSOR_ELEMENTS = 2**30
 _IDENTIFIER = b"TFL3"
 _TYPES = {0: "float32", 2: "int32"}

@@ -8,17 +8,27 @@ flatbuffer ignores what follows, a reader of ZIP archives finds its directory at
 import hashlib
 import io
 import json
+import struct
 import zipfile
-from typing import Literal
+import zlib
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flsys_ray.core.layout import Layout, Leaf
-from flsys_ray.errors import ProgramInvalid
+from flsys_ray.errors import InvalidInput, ProgramInvalid
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_ASSET_BYTES = 64 * 1024 * 1024
+MAX_PARAMETERS = 2**28
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
+Extent = Annotated[int, Field(ge=1, le=MAX_PARAMETERS)]
 
 
 class LeafEntry(BaseModel):
@@ -27,8 +37,8 @@ class LeafEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
-    shape: tuple[int, ...]
-    offset: int = Field(ge=0)
+    shape: tuple[Extent, ...] = Field(max_length=8)
+    offset: int = Field(ge=0, le=MAX_PARAMETERS)
     trainable: bool
 
 
@@ -44,10 +54,10 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
     flatbuffer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    parameters: int = Field(gt=0, description="P, the length of the flat vector")
+    parameters: int = Field(gt=0, le=MAX_PARAMETERS, description="P, the length of the flat vector")
     slots: int = Field(ge=0, description="S, the length of the local optimizer's state; 0: it has none")
     batch_size: int = Field(gt=0, description="B, fixed at conversion; the last batch is padded and masked")
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Extent, ...] = Field(min_length=1, max_length=7)
     input_dtype: Literal["float32", "int32"]
     classes: tuple[str, ...] = Field(min_length=2, description="class names; index = label; C = their number")
     loss: Literal["sparse_categorical_crossentropy"] = "sparse_categorical_crossentropy"
@@ -56,8 +66,12 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _layout_fills_the_vector(self) -> "Manifest":
-        if self.to_layout().size != self.parameters:
-            raise ValueError(f"layout holds {self.to_layout().size} elements, `parameters` says {self.parameters}")
+        try:
+            size = self.to_layout().size
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        if size != self.parameters:
+            raise ValueError(f"layout holds {size} elements, `parameters` says {self.parameters}")
         return self
 
     def to_layout(self) -> Layout:
@@ -84,16 +98,7 @@ def read_manifest(program: bytes) -> Manifest:
     Raises:
         ProgramInvalid: no archive, no manifest, a manifest that does not validate, or a hash that does not fit.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(program)) as archive:
-            if archive.getinfo(MANIFEST_NAME).file_size > MAX_MANIFEST_BYTES:
-                raise ProgramInvalid(f"program: {MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
-            body = archive.read(MANIFEST_NAME)
-            start = min(info.header_offset for info in archive.infolist())
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, RuntimeError) as error:
-        raise ProgramInvalid(
-            f"program: not a program file made by flsys_ray.compile ({type(error).__name__}: {error})"
-        ) from error
+    body, start = _read(program, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     try:
         manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
@@ -107,9 +112,20 @@ def read_manifest(program: bytes) -> Manifest:
 
 
 def read_asset(program: bytes, name: str) -> bytes:
-    """Return one asset of a program file. Raises `ProgramInvalid` if it is not there."""
+    """Return one asset of a program file. Raises `ProgramInvalid` if it is not there, or too large."""
+    return _read(program, name, MAX_ASSET_BYTES)[0]
+
+
+def _read(program: bytes, name: str, limit_bytes: int) -> tuple[bytes, int]:
+    """Return one file of the archive, and where the archive starts. The bytes may be hostile."""
     try:
         with zipfile.ZipFile(io.BytesIO(program)) as archive:
-            return archive.read(name)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ProgramInvalid(f"program: it holds no asset {name!r}") from error
+            if archive.getinfo(name).file_size > limit_bytes:
+                raise ProgramInvalid(f"program: {name} is larger than {limit_bytes} bytes")
+            return archive.read(name), min(info.header_offset for info in archive.infolist())
+    except KeyError as error:
+        raise ProgramInvalid(f"program: it holds no file {name!r}; was it made by flsys_ray.compile?") from error
+    except _UNREADABLE as error:
+        raise ProgramInvalid(
+            f"program: not a program file made by flsys_ray.compile ({type(error).__name__}: {error})"
+        ) from error

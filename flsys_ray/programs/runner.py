@@ -204,16 +204,19 @@ class Program:
         if x.shape == shape:
             return np.asarray(self.infer(parameters, x[None])[0], np.float32)
         if x.shape[1:] != shape:
-            raise DataInvalid(f"infer: x has shape {x.shape}, {self.manifest.name!r} takes {shape} or (N, *{shape})")
+            raise DataInvalid(f"infer: x has shape {x.shape}, {self.manifest.name!r} takes {self._rows()} or one row")
         x = x.astype(self.manifest.input_dtype, copy=False)
         rows = [self._run("infer", parameters=parameters, x=row[None])["scores"][0] for row in x]
         return np.asarray(rows, np.float32).reshape(len(x), len(self.manifest.classes))
+
+    def _rows(self) -> str:
+        return f"(N, {', '.join(map(str, self.manifest.input_shape))})"
 
     def _examples(self, x: Array, y: Array) -> tuple[Array, Array]:
         m = self.manifest
         x, y = np.asarray(x), np.asarray(y)
         if x.shape[1:] != m.input_shape or y.shape != x.shape[:1]:
-            raise DataInvalid(f"{m.name!r} takes x (N, *{m.input_shape}) and y (N,), not {x.shape} and {y.shape}")
+            raise DataInvalid(f"{m.name!r} takes x {self._rows()} and y (N,), not {x.shape} and {y.shape}")
         if len(y) == 0:
             raise DataInvalid(f"{m.name!r}: there are no examples")
         if not np.isfinite(x).all():

@@ -21,7 +21,7 @@ def to_flatbuffer(functions: Mapping[str, Any]) -> bytes:
     concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        with _quiet():
+        with quiet():
             tf.saved_model.save(tf.Module(), folder, signatures=concrete, options=options)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(concrete))
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -42,7 +42,7 @@ def _translate(error: Exception) -> NotLowerable:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the native converter's chatter off standard error: what matters of it is in the exception."""
     saved = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)
