@@ -1,11 +1,15 @@
 """What a model's log says of the past: which entry made a version, and whether an old update is in one."""
 
+from itertools import islice
+
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Entry, Journal, VersionRef
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import Missing
 from flsys_ray.storage.base import put_same
 from flsys_ray.wire.schemas import VersionInfo
+
+RECENT_ENTRIES = 100
 
 
 def finish_commit(journal: Journal, ref: VersionRef) -> None:
@@ -22,8 +26,11 @@ def finish_commit(journal: Journal, ref: VersionRef) -> None:
 
 
 def was_counted(journal: Journal, assignment: Assignment) -> bool:
-    """Return whether an update of a round that is over is in the version which that round committed."""
-    for entry in journal.entries_backwards():
+    """Return whether an update of a round that is over is in the version which that round committed.
+
+    Only the last entries are searched: an answer that a device still waits for is not older.
+    """
+    for entry in islice(journal.entries_backwards(), RECENT_ENTRIES):
         if entry.head.round <= assignment.round:
             return False
         closed = entry.head.last_round

@@ -91,6 +91,11 @@ class DurableModel:
             finish_commit(self._journal, self._head.version)
             self._resume(self._head.version)
 
+    @property
+    def broken(self) -> bool:
+        """Whether a write failed: only a new activation knows what is true."""
+        return self._broken
+
     # Devices -----------------------------------------------------------------------------------------------------
 
     def check_in(self, device_id: str) -> CheckInAnswer:

@@ -1,7 +1,9 @@
 """Where everything lies in the object store.
 
-    secrets/signing.json                            the key that signs tokens
-    apps/{app}.json                                 a registered app and the hash of its key
+    secrets/signing.json                            the key that signs tokens and makes app keys
+    secrets/operator.json                           the hash of the operator's key
+    apps/{app}.json                                 a registered app
+    catalog/{model}.json                            whose model it is
     models/{model}/log/{seq}.json                   the model's event log: its whole state (see `journal`)
     models/{model}/plans/{sha256}.json              plans
     models/{model}/programs/{sha256}.tflite         device programs
@@ -11,17 +13,23 @@
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
 
-Apart from the signing key, which may be rotated, nothing here is ever replaced: every object is made once.
+Apart from the operator's key, which may change, nothing here is ever replaced: every object is made once.
 """
 
 SIGNING_KEY = "secrets/signing.json"
-APPS = "apps/"
+OPERATOR_KEY = "secrets/operator.json"
+CATALOG = "catalog/"
 MODELS = "models/"
 
 
 def app(name: str) -> str:
     """Return the key of an app's record."""
-    return f"{APPS}{name}.json"
+    return f"apps/{name}.json"
+
+
+def owner(model: str) -> str:
+    """Return the key of the record that says whose model it is."""
+    return f"{CATALOG}{model}.json"
 
 
 def log(model: str) -> str:

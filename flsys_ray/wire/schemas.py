@@ -173,11 +173,10 @@ class CreateApp(Message):
 
 
 class AppCreated(Message):
-    """The app's key. It is shown this once: the cloud keeps its hash only."""
+    """The app's key. Asking again gives the same."""
 
     app_id: Name
     key: str
-    created_at: float
 
 
 class PlanRequest(Message):

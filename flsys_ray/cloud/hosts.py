@@ -1,0 +1,163 @@
+"""Who holds the durable models: something that answers for a model by its name.
+
+`ModelHandle` is what the rest of the cloud sees of one; calls may cross a process. `ModelHost` holds one in this
+process, lets one call in at a time, and activates it anew from the store after it broke. `LocalHosts` holds any number
+here; `actors.hosts.RayHosts` has an actor for each.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar
+
+from flsys_ray.cloud.model import CheckInAnswer, DurableModel
+from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Update, Version
+from flsys_ray.storage.base import ObjectStore
+from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
+
+T = TypeVar("T")
+Action = Literal["start", "resume", "pause", "stop"]
+
+
+class ModelHandle(Protocol):
+    """One model, wherever it is held. Every call may be repeated. All raise `NotFound` for a model never created."""
+
+    async def check_in(self, device_id: str) -> CheckInAnswer:
+        """A device asks for work."""
+
+    async def submit(self, update: Update) -> Counted | Rejected:
+        """Count an update that is in the store already."""
+
+    async def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
+        """Take an assignment back."""
+
+    async def evaluate(self, assignment: Assignment, metrics: EvaluationRequest) -> Counted | Rejected:
+        """Take a federated evaluation."""
+
+    async def put_plan(self, plan: TrainingPlan) -> None:
+        """Train by this plan from the next round on."""
+
+    async def put_program(self, program_sha256: str) -> None:
+        """Train with this program, which is in the store already."""
+
+    async def act(self, action: Action) -> None:
+        """Start, pause, resume or stop."""
+
+    async def info(self) -> ModelInfo:
+        """Return the model as it is now."""
+
+    async def rounds(self) -> list[RoundInfo]:
+        """Return the rounds that are over, oldest first."""
+
+
+class Hosts(Protocol):
+    """All models, by name."""
+
+    def model(self, name: str) -> ModelHandle:
+        """Return a handle; this alone activates nothing."""
+
+
+class ModelHost:
+    """Holds one durable model, activated when it is first called. Thread-safe; calls are synchronous."""
+
+    def __init__(self, store: ObjectStore, name: str, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._name = name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._model: DurableModel | None = None
+
+    def call(self, use: Callable[[DurableModel], T]) -> T:
+        """Let one call in. A model that is broken afterwards is dropped: the next call activates it anew."""
+        with self._lock:
+            if self._model is None:
+                self._model = DurableModel(self._store, self._name, self._clock)
+            try:
+                return use(self._model)
+            finally:
+                if self._model.broken:
+                    self._model = None
+
+    def act(self, action: Action) -> None:
+        """Start, pause, resume or stop."""
+        if action == "pause":
+            self.call(DurableModel.pause)
+        elif action == "stop":
+            self.call(DurableModel.stop)
+        else:
+            self.call(lambda model: model.start(initial_version))
+
+
+class LocalHandle:
+    """A `ModelHandle` on a host in this process. Calls run in threads: a slow store does not stop the event loop."""
+
+    def __init__(self, host: ModelHost) -> None:
+        self._host = host
+
+    async def check_in(self, device_id: str) -> CheckInAnswer:
+        """A device asks for work."""
+        return await self._call(lambda model: model.check_in(device_id))
+
+    async def submit(self, update: Update) -> Counted | Rejected:
+        """Count an update."""
+        return await self._call(lambda model: model.submit(update))
+
+    async def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
+        """Take an assignment back."""
+        return await self._call(lambda model: model.give_back(assignment))
+
+    async def evaluate(self, assignment: Assignment, metrics: EvaluationRequest) -> Counted | Rejected:
+        """Take a federated evaluation."""
+        return await self._call(lambda model: model.evaluate(assignment, metrics))
+
+    async def put_plan(self, plan: TrainingPlan) -> None:
+        """Train by this plan from the next round on."""
+        await self._call(lambda model: model.put_plan(plan))
+
+    async def put_program(self, program_sha256: str) -> None:
+        """Train with this program."""
+        await self._call(lambda model: model.put_program(program_sha256))
+
+    async def act(self, action: Action) -> None:
+        """Start, pause, resume or stop."""
+        await asyncio.to_thread(self._host.act, action)
+
+    async def info(self) -> ModelInfo:
+        """Return the model as it is now."""
+        return await self._call(DurableModel.info)
+
+    async def rounds(self) -> list[RoundInfo]:
+        """Return the rounds that are over."""
+        return await self._call(DurableModel.rounds)
+
+    async def _call(self, use: Callable[[DurableModel], T]) -> T:
+        return await asyncio.to_thread(self._host.call, use)
+
+
+class LocalHosts:
+    """Any number of models in this process: for tests, simulations, and a cloud without Ray."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._hosts: dict[str, ModelHost] = {}
+
+    def host(self, name: str) -> ModelHost:
+        """Return the one host of a model."""
+        with self._lock:
+            if name not in self._hosts:
+                self._hosts[name] = ModelHost(self._store, name, self._clock)
+            return self._hosts[name]
+
+    def model(self, name: str) -> LocalHandle:
+        """Return a handle."""
+        return LocalHandle(self.host(name))
+
+
+def initial_version(program: bytes, seed: int) -> Version:
+    """Run a program's `init`: version 0's parameters. LiteRT is loaded when this is first called."""
+    from flsys_ray.programs.runner import Program
+
+    return Version(0, Program.load(program).init(seed), OptimizerState())

@@ -1,0 +1,224 @@
+"""Everything that the cloud does for phones, developers and operators, in their words and without HTTP.
+
+`Cloud` keeps no state of its own beside caches of objects that never change: any number of replicas may stand on one
+store, and any of them may die at any time.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.hosts import Action, Hosts
+from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
+from flsys_ray.cloud.updates import Updates
+from flsys_ray.cloud.versions import load_plan, load_program, sha256
+from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.types import Rejected
+from flsys_ray.errors import AlreadyExists, Conflict, Late, Missing, NotFound
+from flsys_ray.programs.manifest import Manifest, read_manifest
+from flsys_ray.storage.base import ObjectStore, check_key, put_same
+from flsys_ray.wire.schemas import (
+    AppCreated,
+    AssignmentMessage,
+    CheckInReply,
+    CheckInRequest,
+    EnrolReply,
+    EvaluationReply,
+    EvaluationRequest,
+    ModelCandidacy,
+    ModelInfo,
+    ModelsReply,
+    ProgramLink,
+    Rejection,
+    RoundsReply,
+    UploadLink,
+    VersionInfo,
+    VersionsReply,
+    WeightsLink,
+)
+from flsys_ray.wire.tensors import max_update_bytes
+
+AFTER_WORK_S = 1.0
+UNKNOWN_MODEL_S = 60.0
+
+
+class Cloud:
+    """The use cases. `hosts` answers for models; `clock` gives UTC seconds."""
+
+    def __init__(self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float]) -> None:
+        self.store = store
+        self.hosts = hosts
+        self.clock = clock
+        self.credentials = Credentials(store)
+        self.updates = Updates(store, hosts, clock, self.manifest, self.plan)
+        self._owner = lru_cache(maxsize=10_000)(self._read_owner)
+        self._manifest = lru_cache(maxsize=256)(self._read_manifest)
+        self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
+
+    # Phones ------------------------------------------------------------------------------------------------------
+
+    def enrol(self, app_id: str, installation_id: str) -> EnrolReply:
+        """Give an installed app a device's identity."""
+        return self.credentials.enrol(app_id, installation_id, self.clock())
+
+    async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
+        """Give a device what work there is, and say when to come back."""
+        known = [candidacy for candidacy in request.models if self._is_app_of(device.app_id, candidacy.model)]
+        answers = await asyncio.gather(*(self._ask(device, candidacy) for candidacy in known))
+        assignments, rejections, waits = [], [], []
+        for candidacy, answer in zip(known, answers, strict=True):
+            if isinstance(answer.outcome, Offer):
+                assignments.append(self._message(answer.outcome))
+            else:
+                rejections.append(Rejection(model=candidacy.model, reason=answer.outcome.reason))
+                waits.append(answer.outcome.retry_after_s)
+        unknown = [candidacy.model for candidacy in request.models if candidacy not in known]
+        rejections += [Rejection(model=model, reason="unknown-model") for model in unknown]
+        return CheckInReply(
+            assignments=assignments,
+            rejections=rejections,
+            eligibility={c.model: a.eligibility for c, a in zip(known, answers, strict=True)},
+            retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
+        )
+
+    async def give_back(self, ticket: Ticket) -> None:
+        """Take an assignment back. Raises `Conflict` if its update is counted; a round that is over needs nothing."""
+        outcome = await self.hosts.model(ticket.assignment.model).give_back(ticket.assignment)
+        if isinstance(outcome, Rejected) and outcome.reason == "already-contributed":
+            raise Conflict(f"assignment {ticket.assignment.assignment_id}: its update is counted already")
+
+    async def evaluate(self, ticket: Ticket, metrics: EvaluationRequest) -> EvaluationReply:
+        """Take a federated evaluation. Raises `Late`."""
+        outcome = await self.hosts.model(ticket.assignment.model).evaluate(ticket.assignment, metrics)
+        if isinstance(outcome, Rejected):
+            raise Late(f"assignment {ticket.assignment.assignment_id}: {outcome.reason}")
+        return EvaluationReply(duplicate=outcome.duplicate)
+
+    # Developers --------------------------------------------------------------------------------------------------
+
+    def create_app(self, name: str) -> AppCreated:
+        """Register an app, or find it registered."""
+        put_same(self.store, check_key(places.app(name)), f'{{"app_id": "{name}"}}'.encode())
+        return AppCreated(app_id=name, key=self.credentials.app_key(name))
+
+    async def put_model(self, app_id: str, model: str, plan: TrainingPlan) -> tuple[ModelInfo, bool]:
+        """Create a model, or give it a new plan. Returns it, and whether it is new."""
+        try:
+            self.store.put_new(check_key(places.owner(model)), app_id.encode())
+        except AlreadyExists:
+            if self._owner(model) != app_id:
+                raise Conflict(f"the name {model!r} is taken: choose another") from None
+        created = create_model(self.store, model, app_id, plan, self.clock())
+        handle = self.hosts.model(model)
+        if not created:
+            await handle.put_plan(plan)
+        return await handle.info(), created
+
+    async def put_program(self, app_id: str, model: str, program: bytes) -> ModelInfo:
+        """Give a model its device program. Raises `ProgramInvalid`, `Conflict`."""
+        self.check_owner(app_id, model)
+        await asyncio.to_thread(_check_program, program)
+        digest = sha256(program)
+        put_same(self.store, places.program(model, digest), program)
+        handle = self.hosts.model(model)
+        await handle.put_program(digest)
+        return await handle.info()
+
+    async def act(self, app_id: str, model: str, action: Action) -> ModelInfo:
+        """Start, pause, resume or stop a model."""
+        self.check_owner(app_id, model)
+        handle = self.hosts.model(model)
+        await handle.act(action)
+        return await handle.info()
+
+    async def info(self, app_id: str, model: str) -> ModelInfo:
+        """Return a model as it is now."""
+        self.check_owner(app_id, model)
+        return await self.hosts.model(model).info()
+
+    async def models(self, app_id: str) -> ModelsReply:
+        """Return the app's models, by name."""
+        names = [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
+        mine = [name for name in names if self._is_app_of(app_id, name)]
+        return ModelsReply(models=list(await asyncio.gather(*(self.hosts.model(name).info() for name in mine))))
+
+    async def rounds(self, app_id: str, model: str) -> RoundsReply:
+        """Return a model's rounds that are over."""
+        self.check_owner(app_id, model)
+        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds())
+
+    def versions(self, app_id: str, model: str) -> VersionsReply:
+        """Return the numbers of a model's versions."""
+        self.check_owner(app_id, model)
+        keys = self.store.list(places.versions(model))
+        return VersionsReply(model=model, versions=[int(key.rpartition("/")[2].removesuffix(".json")) for key in keys])
+
+    # Objects that never change -----------------------------------------------------------------------------------
+
+    async def version(self, app_id: str, model: str, number: int | None) -> VersionInfo:
+        """Return a version's manifest; None asks for the newest. Raises `NotFound`."""
+        self.check_owner(app_id, model)
+        if number is None:
+            number = (await self.hosts.model(model).info()).version
+        if number is None:
+            raise NotFound(f"model {model!r} has not started: it has no version yet")
+        try:
+            return VersionInfo.model_validate_json(self.store.get(places.version(model, number)).body)
+        except Missing:
+            raise NotFound(f"model {model!r} has no version {number}") from None
+
+    def manifest(self, model: str, program_sha256: str) -> Manifest:
+        """Return the manifest of a stored program."""
+        return self._manifest(model, program_sha256)
+
+    def plan(self, model: str, plan_sha256: str) -> TrainingPlan:
+        """Return a stored plan."""
+        return self._plan(model, plan_sha256)
+
+    def check_owner(self, app_id: str, model: str) -> None:
+        """Raises `NotFound` unless the model is there and is the app's: another app's existence is not told."""
+        if not self._is_app_of(app_id, model):
+            raise NotFound(f"model {model!r} does not exist")
+
+    # Inside ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, device: Device, candidacy: ModelCandidacy) -> CheckInAnswer:
+        return await self.hosts.model(candidacy.model).check_in(device.device_id)
+
+    def _message(self, offer: Offer) -> AssignmentMessage:
+        work = offer.assignment
+        base = f"/v1/models/{work.model}"
+        return AssignmentMessage(
+            assignment_id=work.assignment_id,
+            token=self.credentials.assignment_token(Ticket(work, offer.program_sha256, offer.plan_sha256)),
+            model=work.model,
+            round=work.round,
+            version=work.version,
+            program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
+            weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
+            local=offer.local,
+            upload=UploadLink(
+                url=f"/v1/assignments/{work.assignment_id}/update", max_bytes=max_update_bytes(offer.parameters)
+            ),
+            deadline_s=max(0.0, work.deadline - self.clock()),
+        )
+
+    def _is_app_of(self, app_id: str, model: str) -> bool:
+        try:
+            return self._owner(model) == app_id
+        except Missing:
+            return False
+
+    def _read_owner(self, model: str) -> str:
+        return self.store.get(check_key(places.owner(model))).body.decode()
+
+    def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
+        return read_manifest(load_program(self.store, model, program_sha256))
+
+
+def _check_program(program: bytes) -> None:
+    from flsys_ray.programs.flatbuffer import check
+
+    check(program)

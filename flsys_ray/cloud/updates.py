@@ -1,0 +1,87 @@
+"""How an update is taken in: checked, made durable, counted - in this order, and repeatable at every point."""
+
+import asyncio
+from collections.abc import Callable
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.credentials import Ticket
+from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.versions import sha256
+from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.types import Rejected, Update
+from flsys_ray.errors import AlreadyExists, Late, Missing, UpdateUnusable
+from flsys_ray.programs.manifest import Manifest
+from flsys_ray.storage.base import ObjectStore
+from flsys_ray.wire.schemas import UpdateReply
+from flsys_ray.wire.tensors import decode_update, max_update_bytes
+
+
+class Updates:
+    """Takes updates in. `manifest` and `plan` read (and cache) what an update is checked against."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        hosts: Hosts,
+        clock: Callable[[], float],
+        manifest: Callable[[str, str], Manifest],
+        plan: Callable[[str, str], TrainingPlan],
+    ) -> None:
+        self._store = store
+        self._hosts = hosts
+        self._clock = clock
+        self._manifest = manifest
+        self._plan = plan
+
+    def max_bytes(self, ticket: Ticket) -> int:
+        """Return the most bytes that the update of an assignment may have."""
+        return max_update_bytes(self._manifest(ticket.assignment.model, ticket.program_sha256).parameters)
+
+    async def take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
+        """Count an update once, however often it comes.
+
+        The first bytes that were stored for an assignment are its update: a repeat counts those, not its own.
+
+        Raises:
+            UpdateUnusable: its form, or a value in it.
+            Late: the round is over, the deadline has passed, or the assignment was given back.
+        """
+        update, stored_before = await asyncio.to_thread(self._make_durable, ticket, body)
+        outcome = await self._hosts.model(ticket.assignment.model).submit(update)
+        if not isinstance(outcome, Rejected):
+            return UpdateReply(duplicate=outcome.duplicate or stored_before)
+        if outcome.reason == "unusable":
+            raise UpdateUnusable(f"update for {ticket.assignment.model}: {outcome.detail}")
+        raise _late(ticket, outcome.reason)
+
+    def _make_durable(self, ticket: Ticket, body: bytes) -> tuple[Update, bool]:
+        update = self._decode(ticket, body)
+        work = ticket.assignment
+        key = places.update(work.model, work.round, work.assignment_id, work.device_id)
+        if self._clock() <= work.deadline:
+            try:
+                self._store.put_new(key, body)
+                return update, False
+            except AlreadyExists:
+                pass
+        try:
+            stored = self._store.get(key).body
+        except Missing:
+            raise _late(ticket, "deadline-passed") from None
+        if not stored:
+            raise _late(ticket, "given-back")
+        return (update if stored == body else self._decode(ticket, stored)), True
+
+    def _decode(self, ticket: Ticket, body: bytes) -> Update:
+        work = ticket.assignment
+        layout = self._manifest(work.model, ticket.program_sha256).to_layout()
+        plan = self._plan(work.model, ticket.plan_sha256)
+        try:
+            decoded = decode_update(body, layout, plan.limits.max_abs_delta)
+        except UpdateUnusable as error:
+            raise UpdateUnusable(f"update for {work.model} v{work.version}: {error.message}") from None
+        return Update(work, decoded.delta, decoded.num_examples, decoded.loss, sha256(body))
+
+
+def _late(ticket: Ticket, reason: str) -> Late:
+    return Late(f"assignment {ticket.assignment.assignment_id} of {ticket.assignment.model}: {reason}")

@@ -1,0 +1,97 @@
+"""What third-party developers and operators call."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Request, Response, status
+
+from flsys_ray.http.callers import AppCall, OperatorCall, TheCloud
+from flsys_ray.http.device_api import _binary
+from flsys_ray.http.limits import PROGRAM_BYTES, read_body
+from flsys_ray.wire.schemas import (
+    PROGRAM,
+    AppCreated,
+    CreateApp,
+    InferReply,
+    InferRequest,
+    ModelInfo,
+    ModelsReply,
+    Name,
+    PlanRequest,
+    RoundsReply,
+    VersionInfo,
+    VersionsReply,
+)
+
+router = APIRouter(prefix="/v1", tags=["developers"])
+
+
+@router.post("/apps", status_code=status.HTTP_201_CREATED, dependencies=[OperatorCall], tags=["operators"])
+async def create_app(cloud: TheCloud, body: CreateApp) -> AppCreated:
+    """Register a third-party app and get its key. Asking again gives the same key."""
+    return cloud.create_app(body.name)
+
+
+@router.get("/models")
+async def list_models(cloud: TheCloud, app_id: AppCall) -> ModelsReply:
+    """List the app's models."""
+    return await cloud.models(app_id)
+
+
+@router.put("/models/{model}", responses={201: {"model": ModelInfo}})
+async def put_model(cloud: TheCloud, app_id: AppCall, model: Name, body: PlanRequest, response: Response) -> ModelInfo:
+    """Create a model with its training plan, or give it a new plan from the next round on."""
+    info, created = await cloud.put_model(app_id, model, body.plan)
+    response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
+    return info
+
+
+@router.put("/models/{model}/program", openapi_extra={"requestBody": _binary(PROGRAM)})
+async def put_program(cloud: TheCloud, app_id: AppCall, request: Request, model: Name) -> ModelInfo:
+    """Give a model its device program, as `flsys_ray.compile` made it."""
+    cloud.check_owner(app_id, model)
+    return await cloud.put_program(app_id, model, await read_body(request, PROGRAM_BYTES))
+
+
+@router.post("/models/{model}/infer")
+async def infer(cloud: TheCloud, app_id: AppCall, request: Request, model: Name, body: InferRequest) -> InferReply:
+    """Run a version on examples."""
+    cloud.check_owner(app_id, model)
+    reply: InferReply = await request.app.state.inference.infer(app_id, model, body)
+    return reply
+
+
+@router.post("/models/{model}/{action}")
+async def act(
+    cloud: TheCloud,
+    app_id: AppCall,
+    model: Name,
+    action: Annotated[Literal["start", "pause", "resume", "stop"], Path()],
+) -> ModelInfo:
+    """Start (which opens version 0), pause, resume or stop a model."""
+    return await cloud.act(app_id, model, action)
+
+
+@router.get("/models/{model}")
+async def get_model(cloud: TheCloud, app_id: AppCall, model: Name) -> ModelInfo:
+    """Look at a model: its state, newest version and open round."""
+    return await cloud.info(app_id, model)
+
+
+@router.get("/models/{model}/rounds")
+async def get_rounds(cloud: TheCloud, app_id: AppCall, model: Name) -> RoundsReply:
+    """List the rounds that are over."""
+    return await cloud.rounds(app_id, model)
+
+
+@router.get("/models/{model}/versions")
+async def get_versions(cloud: TheCloud, app_id: AppCall, model: Name) -> VersionsReply:
+    """List a model's versions."""
+    return cloud.versions(app_id, model)
+
+
+@router.get("/models/{model}/versions/{number}/manifest")
+async def get_manifest(
+    cloud: TheCloud, app_id: AppCall, model: Name, number: Annotated[int, Path(ge=0)]
+) -> VersionInfo:
+    """Look at what made a version: its round, plan, program and every update in it."""
+    return await cloud.version(app_id, model, number)

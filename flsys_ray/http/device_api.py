@@ -1,0 +1,106 @@
+"""What phones call."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, status
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from flsys_ray.cloud import places
+from flsys_ray.http.callers import AppCall, AssignmentToken, DeviceCall, ReaderCall, TheCloud
+from flsys_ray.http.limits import read_body
+from flsys_ray.http.objects import FOR_EVER, REVALIDATE, Download, serve
+from flsys_ray.wire.schemas import (
+    PROGRAM,
+    SAFETENSORS,
+    CheckInReply,
+    CheckInRequest,
+    EnrolReply,
+    EnrolRequest,
+    EvaluationReply,
+    EvaluationRequest,
+    GiveBackRequest,
+    Name,
+    Sha256,
+    UpdateReply,
+)
+
+router = APIRouter(prefix="/v1", tags=["devices"])
+AssignmentId = Annotated[str, Path(pattern=r"^[0-9]{8}-[0-9a-f]{20}$")]
+VersionNumber = Annotated[str, Path(pattern=r"^(latest|0|[1-9][0-9]{0,8})$")]
+
+
+def _binary(media_type: str) -> dict[str, Any]:
+    return {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.post("/devices", status_code=status.HTTP_201_CREATED)
+async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolReply:
+    """Enrol an installed app as a device. Asking again gives the same device a fresh token."""
+    return cloud.enrol(app_id, body.installation_id)
+
+
+@router.post("/checkins")
+async def check_in(cloud: TheCloud, device: DeviceCall, body: CheckInRequest) -> CheckInReply:
+    """Say what the device could do now; get work, and the time to come back."""
+    return await cloud.check_in(device, body)
+
+
+@router.get("/models/{model}/program/{sha256}", response_class=Response, responses={200: _binary(PROGRAM)})
+async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256) -> Response:
+    """Download a device program. It never changes; `Range` resumes."""
+    cloud.check_owner(app_id, model)
+    download = Download(places.program(model, sha256), sha256, PROGRAM, FOR_EVER, {})
+    return await run_in_threadpool(serve, cloud.store, request, download)
+
+
+@router.get("/models/{model}/versions/{number}", response_class=Response, responses={200: _binary(SAFETENSORS)})
+async def get_version(
+    cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, number: VersionNumber
+) -> Response:
+    """Download a version's parameters: by number it never changes; `latest` is the newest. `Range` resumes."""
+    info = await cloud.version(app_id, model, None if number == "latest" else int(number))
+    headers = {"Flsys-Version": str(info.version), "Flsys-Program": info.program_sha256}
+    digest = info.weights_sha256
+    cache = REVALIDATE if number == "latest" else FOR_EVER
+    download = Download(places.weights(model, digest), digest, SAFETENSORS, cache, headers)
+    return await run_in_threadpool(serve, cloud.store, request, download)
+
+
+@router.put("/assignments/{assignment_id}/update", openapi_extra={"requestBody": {**_binary(SAFETENSORS)}})
+async def put_update(
+    cloud: TheCloud, device: DeviceCall, request: Request, assignment_id: AssignmentId, token: AssignmentToken = ""
+) -> UpdateReply:
+    """Upload the update of an assignment: one float32 tensor `delta`, metadata `num_examples` and `loss`.
+
+    200 says that it is durable and counted. It may be repeated at any time and counts once. 410: the round is over.
+    """
+    ticket = cloud.credentials.check_assignment(token, device, assignment_id)
+    body = await read_body(request, cloud.updates.max_bytes(ticket))
+    return await cloud.updates.take_in(ticket, body)
+
+
+@router.delete("/assignments/{assignment_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def give_back(
+    cloud: TheCloud,
+    device: DeviceCall,
+    assignment_id: AssignmentId,
+    body: GiveBackRequest | None = None,
+    token: AssignmentToken = "",
+) -> None:
+    """Give an assignment back, so that another device can have it."""
+    ticket = cloud.credentials.check_assignment(token, device, assignment_id)
+    await cloud.give_back(ticket)
+
+
+@router.put("/assignments/{assignment_id}/evaluation")
+async def put_evaluation(
+    cloud: TheCloud,
+    device: DeviceCall,
+    assignment_id: AssignmentId,
+    body: EvaluationRequest,
+    token: AssignmentToken = "",
+) -> EvaluationReply:
+    """Say how the assignment's base version does on the device's held-out examples, before its update is uploaded."""
+    ticket = cloud.credentials.check_assignment(token, device, assignment_id)
+    return await cloud.evaluate(ticket, body)
