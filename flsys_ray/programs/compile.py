@@ -100,11 +100,14 @@ def compile(  # noqa: A001 - `flsys_ray.compile` is the name that a developer lo
 
     if assets and MANIFEST_NAME in assets:
         raise ProgramInvalid(f"compile: an asset cannot be called {MANIFEST_NAME!r}")
+    title = keras_model.name if name is None else name
+    if not 1 <= len(title) <= 100:
+        raise ProgramInvalid(f"compile: name {title[:20]!r} must have 1 to 100 characters")
     blueprint = blueprint_of(keras_model, classes, batch_size, local_optimizer)
     body = to_flatbuffer(functions_of(blueprint))
     layout = blueprint.leaves.layout
     manifest = Manifest(
-        name=name or keras_model.name,
+        name=title,
         flatbuffer_sha256=hashlib.sha256(body).hexdigest(),
         parameters=layout.size,
         slots=blueprint.optimizer.slots_of(blueprint.leaves.trained),
@@ -113,10 +116,7 @@ def compile(  # noqa: A001 - `flsys_ray.compile` is the name that a developer lo
         input_dtype=blueprint.input_dtype,
         classes=tuple(classes),
         local_optimizer=local_optimizer,
-        layout=tuple(
-            LeafEntry(name=leaf.name, shape=leaf.shape, offset=leaf.offset, trainable=leaf.trainable)
-            for leaf in layout.leaves
-        ),
+        layout=tuple(LeafEntry.of(leaf) for leaf in layout.leaves),
     )
     program = CompiledProgram(pack(body, manifest, dict(assets or {})))
     check(program.data)

@@ -41,6 +41,11 @@ class LeafEntry(BaseModel):
     offset: int = Field(ge=0, le=MAX_PARAMETERS)
     trainable: bool
 
+    @classmethod
+    def of(cls, leaf: Leaf) -> "LeafEntry":
+        """Write down a leaf."""
+        return cls(name=leaf.name, shape=leaf.shape, offset=leaf.offset, trainable=leaf.trainable)
+
 
 class Manifest(BaseModel):
     """What a phone and the cloud must know of a program without running it.

@@ -74,6 +74,10 @@ class Program:
         self.manifest = manifest
         self.sha256 = hashlib.sha256(data).hexdigest()
 
+    def __reduce__(self) -> tuple[type["Program"], tuple[bytes, Manifest]]:
+        """Pickle the file; interpreters stay behind."""
+        return Program, (self._data, self.manifest)
+
     @classmethod
     def load(cls, source: bytes | Path) -> "Program":
         """Read a program file. The interpreter is made on first use.

@@ -137,6 +137,8 @@ INVALID: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     ),
     "optimizer": (lambda: _model(FLAT()), {"local_optimizer": "lion"}, "sgd, momentum, adam"),
     "batch size": (lambda: _model(FLAT()), {"batch_size": 0}, "batch_size"),
+    "empty class": (lambda: _model(FLAT()), {"classes": ("a", "b", "")}, "none empty"),
+    "name": (lambda: _model(FLAT()), {"name": "n" * 101}, "1 to 100 characters"),
     "asset": (lambda: _model(FLAT()), {"assets": {"manifest.json": b""}}, "manifest.json"),
 }
 

@@ -1,5 +1,6 @@
 """Running a program: local training, its refusals, threads, and what it loads."""
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -190,6 +191,12 @@ def test_many_threads_share_one_program(small_program: Program) -> None:
     for thread in threads:
         thread.join()
     assert all(np.array_equal(results[i], expected) for i in range(6))
+
+
+def test_a_program_travels_to_another_process(small_program: Program) -> None:
+    copy = pickle.loads(pickle.dumps(small_program))
+    assert copy.sha256 == small_program.sha256
+    assert np.array_equal(copy.init(3), small_program.init(3))
 
 
 def test_results_are_the_callers_own(small_program: Program) -> None:

@@ -73,8 +73,8 @@ def _input(graph: Any) -> tuple[tuple[int, ...], str]:
 
 def _check_output(graph: Any, classes: Sequence[str]) -> None:
     shape = tuple(graph.outputs[0].shape)
-    if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ProgramInvalid(f"compile: classes {classes!r} must be two or more different names")
+    if isinstance(classes, str) or len(classes) < 2 or len(set(classes)) != len(classes) or not all(classes):
+        raise ProgramInvalid(f"compile: classes {classes!r} must be two or more different names, none empty")
     if len(shape) != 2:
         raise ProgramInvalid(f"model {graph.name!r}: output has shape {shape}, (None, {len(classes)}) is needed")
     if shape[1] != len(classes):
