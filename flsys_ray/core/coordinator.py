@@ -39,6 +39,7 @@ from flsys_ray.core.types import (
 
 Outcome = Literal["pending", "counted", "given-back"]
 SOON_S = 1.0
+MAX_ABS_LOSS = float(np.finfo(np.float32).max)  # losses weighted and summed in float64 then stay finite
 CANDIDATE_ROUNDS = 8  # who came by in the last 8 to 16 rounds is a candidate of this one
 _COUNTER: dict[Outcome, str] = {"pending": "pending", "counted": "counted", "given-back": "given_back"}
 
@@ -278,7 +279,7 @@ class Coordinator:
             return f"delta holds a value that is not finite or above {limit:g}"
         if update.num_examples < 1:
             return f"num_examples is {update.num_examples}, expected at least 1"
-        return "" if np.isfinite(update.loss) else "loss is not finite"
+        return "" if abs(update.loss) <= MAX_ABS_LOSS else f"loss is {update.loss}, expected a finite float32"
 
     def _rejected(self, reason: Reason, device_id: str, now: float) -> Rejected:
         return Rejected(reason, self._retry_after_s(device_id, now))

@@ -18,6 +18,7 @@ from flsys_ray.errors import UpdateUnusable
 
 MAX_HEADER_BYTES = 64 * 1024
 ENVELOPE_BYTES = 4 * 1024
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def max_update_bytes(parameters: int) -> int:
@@ -56,7 +57,7 @@ def decode_update(body: bytes, layout: Layout, max_abs: float) -> DecodedUpdate:
     delta = decode_vector(body, "delta", layout.size)
     _check_values(delta, layout, max_abs)
     metadata = _metadata(body)
-    return DecodedUpdate(delta, _positive_int(metadata, "num_examples"), _finite_float(metadata, "loss"))
+    return DecodedUpdate(delta, _positive_int(metadata, "num_examples"), _finite_float32(metadata, "loss"))
 
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:
@@ -114,12 +115,12 @@ def _positive_int(metadata: Mapping[str, object], key: str) -> int:
     return int(text)
 
 
-def _finite_float(metadata: Mapping[str, object], key: str) -> float:
+def _finite_float32(metadata: Mapping[str, object], key: str) -> float:
     text = str(metadata.get(key, ""))
     try:
         value = float(text) if len(text) <= 40 else math.nan
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise UpdateUnusable(f"metadata {key!r} must be a finite number, found {text[:40]!r}")
+    if not abs(value) <= MAX_FLOAT32:
+        raise UpdateUnusable(f"metadata {key!r} must be a finite float32, found {text[:40]!r}")
     return value
