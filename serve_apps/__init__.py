@@ -1,0 +1,1 @@
+"""Ray Serve: what runs in a cluster. One `build(args)` a file."""

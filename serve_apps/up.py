@@ -1,0 +1,97 @@
+"""Starts the cloud on this machine, or deploys it to a running Ray cluster, and takes it down again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+
+from actors.hosts import NAMESPACE, actor_name
+from flsys_ray.cloud import places
+from flsys_ray.cloud.credentials import set_operator_key
+from flsys_ray.storage.uri import open_store
+from serve_apps.cloud import Args, build
+
+APPLICATION = "flsys"
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cloud is to run. `address` names a Ray cluster; None starts one that lives as long as this process."""
+
+    store: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    address: str | None = None
+    replicas: int = 1
+
+
+@contextmanager
+def cloud(place: Place, operator_key: str) -> Iterator[str]:
+    """Have a cloud up inside the block: yields its URL when it answers. A cluster that was there before stays."""
+    url = deploy(place, operator_key)
+    try:
+        yield url
+    finally:
+        if place.address is None:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def deploy(place: Place, operator_key: str) -> str:
+    """Start or update the cloud and return its URL."""
+    store = open_store(place.store)
+    set_operator_key(store, operator_key)
+    _connect(place.address)
+    serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": place.port})
+    serve.run(build(Args(store=place.store, replicas=place.replicas)), name=APPLICATION, route_prefix="/")
+    _wake(place.store)
+    return f"http://{place.host}:{place.port}"
+
+
+def remove(address: str, store_uri: str) -> None:
+    """Take the cloud out of a running cluster. What is in the store stays."""
+    _connect(address)
+    serve.delete(APPLICATION)
+    for model in _models(store_uri):
+        try:
+            ray.kill(ray.get_actor(actor_name(model), namespace=NAMESPACE))
+        except ValueError:
+            continue  # it was not active
+
+
+def _connect(address: str | None) -> None:
+    if address is not None:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
+        return
+    # Ray runs workers at nice 15 by default: beside phones emulated on the same machine the cloud would starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def _wake(store_uri: str) -> None:
+    """Activate the models that train, so that their open rounds go on without waiting for a call.
+
+    NOTE(production): one process a model that trains; passivation of idle models and many models an actor come later.
+    """
+    from actors.hosts import RayHosts
+    from flsys_ray.cloud.journal import Journal
+
+    store = open_store(store_uri)
+    for model in _models(store_uri):
+        if Journal(store, model).read_tail().head.state == "training":
+            RayHosts(store_uri).actor(model)
+
+
+def _models(store_uri: str) -> list[str]:
+    return [key.rpartition("/")[2].removesuffix(".json") for key in open_store(store_uri).list(places.CATALOG)]
