@@ -6,12 +6,12 @@ An update is one tensor `delta` [P] with string metadata `num_examples` and `los
 
 import json
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.errors import UpdateUnusable
@@ -42,9 +42,16 @@ def encode_update(delta: Vector, num_examples: int, loss: float) -> bytes:
 
 
 def encode_vector(name: str, vector: Vector, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a safetensors file with one float32 vector. Same input, same bytes."""
-    tensor = np.ascontiguousarray(vector, dtype=np.float32)
-    return bytes(safetensors.numpy.save({name: tensor}, metadata=dict(metadata) if metadata else None))
+    """Return a safetensors file with one float32 vector. Same input, same bytes.
+
+    The header is written here since the library writes metadata in an order that changes from call to call.
+    """
+    tensor = np.ascontiguousarray(vector, dtype="<f4")
+    entry = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
+    header = ({"__metadata__": dict(sorted(metadata.items()))} if metadata else {}) | {name: entry}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + tensor.tobytes()
 
 
 def decode_update(body: bytes, layout: Layout, max_abs: float) -> DecodedUpdate:
@@ -75,7 +82,9 @@ def decode_vector(body: bytes, name: str, size: int) -> Vector:
         raise UpdateUnusable(f"{name!r} has dtype {entry['dtype']}, expected F32")
     if entry["shape"] != [size]:
         raise UpdateUnusable(f"{name!r} has shape {entry['shape']}, the model has [{size}]")
-    return np.frombuffer(entry["data"], dtype="<f4")
+    vector = np.frombuffer(entry["data"], dtype="<f4")
+    vector.flags.writeable = False
+    return vector
 
 
 def _check_values(delta: Vector, layout: Layout, max_abs: float) -> None:
