@@ -35,12 +35,12 @@ AXES = {name: pa.float64() for name in ("x", "y", "z")}
 
 def read_owner(folder: Path) -> Iterator[Recording]:
     """Read `RawData/acc_exp<NN>_user<NN>.txt` and `RawData/labels.txt` (samples count from 1, both ends included)."""
-    labels = [parsed_csv(m, LABELS, header=False, delimiter=" ") for m in members(folder, r"RawData/labels\.txt")]
+    labels = [parsed_csv(m, LABELS, header=False, delimiter=" ") for m in members(folder, r"Raw-?Data/labels\.txt")]
     if not labels:
         raise DataInvalid("uci_hapt: no RawData/labels.txt here, nor in a zip file")
     spans = labels[0].to_pylist()
     found = []
-    for member in members(folder, r"RawData/acc_exp\d+_user\d+\.txt"):
+    for member in members(folder, r"Raw-?Data/acc_exp\d+_user\d+\.txt"):
         experiment, user = re.findall(r"exp(\d+)_user(\d+)", member.path)[0]
         xyz = stacked(parsed_csv(member, AXES, header=False, delimiter=" "), ("x", "y", "z"))
         activities: list[str | None] = [None] * len(xyz)

@@ -65,8 +65,8 @@ class Motion:
 
 
 MOTIONS = {
-    "walking": Motion(1.85, 2.6, 0.45, 0.12, 0.30),
-    "stairs": Motion(1.55, 2.7, 0.25, 0.30, 0.50),
+    "walking": Motion(1.85, 2.6, 0.45, 0.12, 0.32),
+    "stairs": Motion(1.59, 2.7, 0.31, 0.24, 0.43),
     "jogging": Motion(2.60, 7.0, 0.30, 0.10, 0.20),
 }
 POSITIONS = ("pocket", "hand", "bag")
@@ -125,9 +125,9 @@ def person(user: str, seed: int, class_concentration: float = 2.0) -> Person:
         rate_hz=float(rng.choice((20.0, 25.0, 50.0))),
         tempo=float(rng.normal(1.0, 0.05)),
         force=float(np.exp(rng.normal(0.0, 0.18))) * {"pocket": 1.0, "hand": 0.7, "bag": 0.8}[position],
-        second=float(np.exp(rng.normal(0.0, 0.20))),
-        third=float(np.exp(rng.normal(0.0, 0.20))),
-        sway=float(np.exp(rng.normal(0.0, 0.20))),
+        second=float(np.exp(rng.normal(0.0, 0.22))),
+        third=float(np.exp(rng.normal(0.0, 0.22))),
+        sway=float(np.exp(rng.normal(0.0, 0.22))),
         unsteadiness=float(rng.uniform(0.02, 0.06)),
         turn=_small_turn(rng, 0.35) @ _flips(rng),
         sitting_tilt=float(tilt[position]),
