@@ -34,7 +34,10 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def put_new(self, key: str, body: bytes) -> str:
-        """Create an object and return its etag. Raises `AlreadyExists`."""
+        """Create an object and return its etag. Raises `AlreadyExists`.
+
+        A key is never the folder of another: where there is `a/b`, `a` and `a/b/c` raise `InvalidInput`.
+        """
 
     @abstractmethod
     def swap(self, key: str, body: bytes, etag: str) -> str:
@@ -57,6 +60,16 @@ def check_key(key: str) -> str:
     if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise InvalidInput(f"store: {key[:80]!r} is not a key")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return the prefix. Raises `InvalidInput` unless a key could begin with it."""
+    folder, _, start = prefix.rpartition("/")
+    if prefix.startswith("/") or (start and not _SEGMENT.fullmatch(start)):
+        raise InvalidInput(f"store: {prefix[:80]!r} begins no key")
+    if folder and not all(_SEGMENT.fullmatch(segment) for segment in folder.split("/")):
+        raise InvalidInput(f"store: {prefix[:80]!r} begins no key")
+    return prefix
 
 
 def put_same(store: ObjectStore, key: str, body: bytes) -> bool:

@@ -7,17 +7,20 @@ before the call returns. Folders are made with mode 0700 and files with 0600: th
 
 import errno
 import fcntl
+import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flsys_ray.errors import AlreadyExists, Changed, Missing, StoreFull, StoreUnavailable
-from flsys_ray.storage.base import ObjectStore, StoredObject, check_key
+from flsys_ray.errors import AlreadyExists, Changed, InvalidInput, Missing, StoreFull, StoreUnavailable
+from flsys_ray.storage.base import ObjectStore, StoredObject, check_key, check_prefix
 
 _TEMPORARY = ".new-"
 _LOCKS = ".locks"
+_TICK_NS = 1000
 
 
 class LocalStore(ObjectStore):
@@ -31,28 +34,33 @@ class LocalStore(ObjectStore):
     def put_new(self, key: str, body: bytes) -> str:
         """Create an object: write, sync, link, sync the folder."""
         path = self._path(key)
-        if path.exists():
-            raise AlreadyExists(f"store: {key} exists")
-        with _store_errors(key), self._written(path.parent, body) as temporary:
+        with _store_errors(key):
             try:
-                os.link(temporary, path)
+                if path.exists():
+                    raise FileExistsError
+                with self._written(path.parent, body) as (temporary, etag):
+                    os.link(temporary, path)
+                _sync_folder(path.parent)
+                return etag
             except FileExistsError:
+                if path.is_dir():
+                    raise InvalidInput(f"store: {key} is a folder of other keys") from None
+                _sync_folder(path.parent)  # who made it may not have come that far
                 raise AlreadyExists(f"store: {key} exists") from None
-            except FileNotFoundError:
-                raise StoreUnavailable(f"store: the folder of {key} vanished") from None
-            _sync_folder(path.parent)
-            return _etag(path.stat())
+            except NotADirectoryError:
+                raise InvalidInput(f"store: a folder of {key} is a key itself") from None
 
     def swap(self, key: str, body: bytes, etag: str) -> str:
         """Replace an object under a lock: check, write, sync, rename, sync the folder."""
         path = self._path(key)
         with _store_errors(key), self._locked(key):
-            if self._etag_of(path, key) != etag:
+            status = _status(path, key)
+            if _etag(status) != etag:
                 raise Changed(f"store: {key} is not the object that was read")
-            with self._written(path.parent, body) as temporary:
+            with self._written(path.parent, body, later_than_ns=status.st_mtime_ns) as (temporary, new_etag):
                 temporary.rename(path)
                 _sync_folder(path.parent)
-            return _etag(path.stat())
+            return new_etag
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> StoredObject:
         """Read bytes of an object."""
@@ -69,7 +77,7 @@ class LocalStore(ObjectStore):
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Walk the folders in the order of keys."""
-        parent = prefix.rpartition("/")[0]
+        parent = check_prefix(prefix).rpartition("/")[0]
         base = self._path(parent) if parent else self.folder
         with _store_errors(prefix):
             for key in _walk(base, f"{parent}/" if parent else ""):
@@ -81,12 +89,6 @@ class LocalStore(ObjectStore):
     def _path(self, key: str) -> Path:
         return self.folder.joinpath(*check_key(key).split("/"))
 
-    def _etag_of(self, path: Path, key: str) -> str:
-        try:
-            return _etag(path.stat())
-        except FileNotFoundError:
-            raise Missing(f"store: {key} does not exist") from None
-
     def _make(self, folder: Path) -> None:
         """Make a folder and its parents, each entry synced, so that an object in it survives a power cut."""
         if folder.is_dir():
@@ -94,19 +96,27 @@ class LocalStore(ObjectStore):
         self._make(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         _sync_folder(folder.parent)
 
     @contextmanager
-    def _written(self, folder: Path, body: bytes) -> Iterator[Path]:
-        """Write a synced temporary file in `folder` and remove it afterwards if it is still there."""
+    def _written(self, folder: Path, body: bytes, later_than_ns: int = 0) -> Iterator[tuple[Path, str]]:
+        """Write a synced temporary file in `folder`, with its etag, and remove it afterwards if it is still there.
+
+        An object is younger than the one that it replaces, even if the clock is coarse or jumps back: no etag returns.
+        """
         self._make(folder)
         temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(body)
                 file.flush()
+                if os.fstat(file.fileno()).st_mtime_ns <= later_than_ns:
+                    os.utime(file.fileno(), ns=(later_than_ns + _TICK_NS, later_than_ns + _TICK_NS))
                 os.fsync(file.fileno())
-            yield temporary
+                etag = _etag(os.fstat(file.fileno()))
+            yield temporary, etag
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -114,7 +124,8 @@ class LocalStore(ObjectStore):
     def _locked(self, key: str) -> Iterator[None]:
         locks = self.folder / _LOCKS
         self._make(locks)
-        with open(os.open(locks / key.replace("/", "%"), os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        name = hashlib.sha256(key.encode()).hexdigest()  # a key may be longer than a file's name
+        with open(os.open(locks / name, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -130,6 +141,14 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name
+
+
+def _status(path: Path, key: str) -> os.stat_result:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            return status
+    raise Missing(f"store: {key} does not exist")
 
 
 def _etag(status: os.stat_result) -> str:
@@ -149,7 +168,7 @@ def _store_errors(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreFull(f"store: no space left to write {key}") from error
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise StoreUnavailable(f"store: {key}: {reason}") from error
