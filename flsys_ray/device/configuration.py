@@ -24,7 +24,7 @@ class PhoneConfig:
         sensor_models: those of them that are fed by `add_samples`.
         database_cap_bytes: the most that examples may take; the oldest go first.
         program_cap_bytes: the most that cached programs may take.
-        seed: makes the jitter of waits; None: from the phone's installation id.
+        seed: makes the jitter of waits; None: another one each time.
     """
 
     url: str

@@ -28,6 +28,7 @@ from flsys_ray.device.phone import Phone
 from flsys_ray.errors import InvalidInput
 
 MOST_OPEN = 128  # an open phone holds four file descriptors
+STEPS_AT_ONCE = 16
 SHARED_PROGRAM_BYTES = 1024 * MEBIBYTE
 
 
@@ -121,9 +122,14 @@ def run_fleet(
         threads = [threading.Thread(target=schedule.work, name=f"fleet-{i}") for i in range(workers)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        schedule.close()
+        try:
+            for thread in threads:
+                thread.join()
+        finally:  # interrupted at the keyboard, say: no worker may outlive the call
+            stop.set()
+            for thread in threads:
+                thread.join()
+            schedule.close()
     if schedule.error is not None:
         raise schedule.error
     return FleetReport(MappingProxyType(dict(schedule.steps)))
@@ -156,14 +162,11 @@ class _Schedule:
         """Serve phones until the fleet stops."""
         try:
             while (index := self._next()) is not None:
-                outcome = self._serve(index)
+                wake_at = self._serve(index)
                 with self._changed:
-                    heapq.heappush(self._queue, (outcome.wake_at, index))
+                    heapq.heappush(self._queue, (wake_at, index))
                     self._changed.notify()
-                with self._reporting:
-                    self.steps[outcome.kind] += 1
-                    self._on_event(FleetEvent(index, self._fleet.name(index), outcome))
-        except BaseException as error:
+        except BaseException as error:  # `run_fleet` raises it
             self.error = error
             self._stop.set()
 
@@ -183,15 +186,27 @@ class _Schedule:
                 self._changed.wait(min(left_s, 0.2))  # `stop` is somebody else's event: look at it now and then
         return None
 
-    def _serve(self, index: int) -> Outcome:
+    def _serve(self, index: int) -> float:
+        """Let one phone work until it has to wait, as a phone of its own would; return when it wants to go on."""
         phone = self._open.get(index) or self._opened(index)
         self._feed(index, phone)
-        outcome = phone.step(should_stop=self._stop.is_set)
+        wake_at = 0.0
+        for _ in range(STEPS_AT_ONCE):
+            outcome = phone.step(should_stop=self._stop.is_set)
+            self._report(index, outcome)
+            wake_at = outcome.wake_at
+            if self._stop.is_set() or wake_at > time.time():
+                break
         # All state is on the disk: a phone that has to wait can be closed, and opened again when it is due.
-        if len(self._open) > MOST_OPEN and outcome.wake_at > time.time():
+        if len(self._open) > MOST_OPEN:
             del self._open[index]
             phone.close()
-        return outcome
+        return wake_at
+
+    def _report(self, index: int, outcome: Outcome) -> None:
+        with self._reporting:
+            self.steps[outcome.kind] += 1
+            self._on_event(FleetEvent(index, self._fleet.name(index), outcome))
 
     def _opened(self, index: int) -> Phone:
         config = self._fleet.config

@@ -27,6 +27,7 @@ from flsys_ray.errors import FlsysError, TryLater, Unauthenticated
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 
 PAUSED_S = 3600.0
+LONGEST_WAIT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +193,7 @@ class Participation:
     # Between assignments ------------------------------------------------------------------------------------------
 
     def _check_in(self, now: float) -> Outcome | None:
-        next_at = self.journal.database.setting("next_check_in_at")
-        if isinstance(next_at, int | float) and now < next_at:
+        if self._next_check_in_at(now) > now:
             return None
         candidates = [
             ModelCandidacy(model=model, version=held.version if held else None, examples=self._usable(model))
@@ -206,7 +206,7 @@ class Participation:
         reply = self.identity.call(lambda token: client.check_in(token, request))
         now = self.clock.now()
         # A little later than asked, each phone differently: phones that were told the same do not come at once.
-        next_check_in_at = now + reply.retry_after_s * (1.0 + 0.1 * client.jitter())
+        next_check_in_at = now + min(reply.retry_after_s, LONGEST_WAIT_S) * (1.0 + 0.1 * client.jitter())
         new = self.journal.record_check_in(reply, now, next_check_in_at)
         return Outcome("checked-in", now, now if new else next_check_in_at, detail=str(new))
 
@@ -228,11 +228,16 @@ class Participation:
         return Outcome("refreshed", now, now, model, detail="" if changed else "unchanged")
 
     def _wait(self, now: float) -> Outcome:
-        next_at = self.journal.database.setting("next_check_in_at")
-        due_at = float(next_at) if isinstance(next_at, int | float) else now
+        due_at = self._next_check_in_at(now)
         if due_at <= now:
             due_at = now + self.habits.recheck_s * (0.9 + 0.2 * self.identity.client.jitter())
         return Outcome("waiting", now, due_at)
+
+    def _next_check_in_at(self, now: float) -> float:
+        found = self.journal.database.setting("next_check_in_at")
+        next_at = float(found) if isinstance(found, int | float) else now
+        # Further away than any answer puts it: the phone's clock was set back.
+        return next_at if next_at <= now + 1.1 * LONGEST_WAIT_S else now
 
     # Judgement ----------------------------------------------------------------------------------------------------
 

@@ -220,8 +220,13 @@ class Phone:
         return len(examples)
 
     def add_example(self, model: str, x: NDArray[Any], y: int | str, *, at_s: float | None = None) -> None:
-        """Add one example in the program's input shape; `y` is a class's index or name. `at_s`: when, UTC seconds."""
+        """Add one example in the program's input shape; `y` is a class's index or name. `at_s`: when, UTC seconds.
+
+        Raises:
+            InvalidInput: x is not float32 or int32, is not finite, or (once the program is on the phone) of another shape.
+        """
         self._check(model)
+        self._check_shape(model, x)
         number, label = (None, y) if isinstance(y, str) else (int(y), None)
         self._examples.add(model, [Example(x, number, label, at_s)], self._clock.now())
 
@@ -305,6 +310,14 @@ class Phone:
     def _check(self, model: str) -> None:
         if model not in self.config.models:
             raise InvalidInput(f"{model!r} is not a model of this phone: it has {', '.join(self.config.models)}")
+
+    def _check_shape(self, model: str, x: NDArray[Any]) -> None:
+        held = self._journal.held(model)
+        manifest = self._versions.manifest(held.program_sha256) if held else None
+        if manifest and np.shape(x) != manifest.input_shape:
+            raise InvalidInput(
+                f"example for {model}: x has shape {np.shape(x)}, its program takes {manifest.input_shape}"
+            )
 
     def _wake(self) -> None:
         self._participation.interrupt.set()

@@ -9,6 +9,7 @@ from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import HeldVersion, Journal
 from flsys_ray.device.trainer import DeviceProgram, Programs
 from flsys_ray.errors import NotFound
+from flsys_ray.programs.manifest import Manifest
 from flsys_ray.wire.schemas import AssignmentMessage
 
 
@@ -66,6 +67,11 @@ class Versions:
             raise NotFound("the program or the version is not on this phone: refresh")
         program, weights = found
         return Loaded(self.programs.get(program_sha256, program), weights.read_bytes())
+
+    def manifest(self, program_sha256: str) -> Manifest | None:
+        """Return what a program says of itself, None if it is not on the phone."""
+        path = self.program_files.path(program_sha256)
+        return self.programs.get(program_sha256, path).manifest if path else None
 
     def erase(self) -> None:
         """Delete all versions. Programs stay: they hold nothing of the user."""

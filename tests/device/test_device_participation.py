@@ -1,5 +1,7 @@
 import json
 import logging
+import threading
+import time
 
 import httpx2
 import numpy as np
@@ -21,6 +23,7 @@ from safetensors.numpy import load
 
 from flsys_ray.core.plan import Eligibility
 from flsys_ray.core.rng import generator
+from flsys_ray.device.clock import SystemClock
 from flsys_ray.device.conditions import READY, Conditions, TraceConditions
 from flsys_ray.device.participation import Habits
 from flsys_ray.errors import Conflict, InvalidInput, NotFound, TryLater, Unauthenticated
@@ -422,3 +425,53 @@ def test_wrong_use_is_said_clearly(tmp_path, cloud):
     for changes in ({"models": ()}, {"sensor_models": ("other",)}, {"url": "cloud.test"}):
         with pytest.raises(InvalidInput):
             open_phone(tmp_path, cloud, **changes)
+
+
+def test_an_example_of_another_shape_is_refused_once_the_program_is_known(tmp_path, cloud):
+    with open_phone(tmp_path, cloud) as phone:
+        fill(phone)
+        live(phone, cloud, 10)
+        with pytest.raises(InvalidInput, match=r"x has shape \(4,\), its program takes \(100, 3\)"):
+            phone.add_example("har-wild", np.zeros(4, np.float32), 1)
+
+
+def test_a_clock_that_was_set_back_does_not_silence_the_phone(tmp_path, cloud):
+    with open_phone(tmp_path, cloud) as phone:
+        fill(phone)
+        live(phone, cloud, 10)
+        phone._database.set_settings({"next_check_in_at": cloud.clock.now() + 3e6})
+        assert phone.step().kind == "checked-in"
+
+
+def test_an_app_uses_the_phone_while_it_takes_part(tmp_path):
+    model = FakeModel("har-wild", rounds=10**6)
+    cloud = FakeCloud(SystemClock(), model)
+    cloud.retry_after_s = 0.0
+    stop, outcomes, errors = threading.Event(), [], []
+    with open_phone(tmp_path, cloud, sensor_models=("har-wild",)) as phone:
+        fill(phone, consent=False)
+
+        def use(number: int) -> None:
+            try:
+                for i in range(30):
+                    start = START + 1e5 * (number + 1) + 10 * i
+                    phone.add_samples(start + np.arange(200) / 20, np.ones((200, 3)), "walking")
+                    assert phone.infer("har-wild", np.ones(SHAPE, np.float32)).scores.shape == (1, 3)
+                    assert phone.status().models[0].consent
+            except BaseException as error:
+                errors.append(error)
+
+        runner = threading.Thread(target=phone.run, args=(stop, outcomes.append))
+        runner.start()
+        phone.consent("har-wild", granted=True)  # wakes a phone that sleeps for want of it
+        users = [threading.Thread(target=use, args=(number,)) for number in range(2)]
+        for thread in users:
+            thread.start()
+        for thread in users:
+            thread.join()
+        while model.version < 5:
+            time.sleep(0.01)
+        stop.set()
+        runner.join()
+    assert not errors
+    assert not {"failed", "refused", "given-back", "late"} & {outcome.kind for outcome in outcomes}
