@@ -421,6 +421,12 @@ def start(code, *arguments):
     )
 
 
+def close(process):
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=60)
+
+
 def race(uri, names):
     """Let one process for each name race; return which key each of them won."""
     racers = [start(RACER, uri, name) for name in names]
@@ -429,7 +435,9 @@ def race(uri, names):
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    told = [racer.communicate(timeout=60)[0].splitlines() for racer in racers]
+    told = [racer.stdout.read().splitlines() for racer in racers]
+    for racer in racers:
+        close(racer)
     assert [racer.returncode for racer in racers] == [0] * len(names)
     assert all(lines[-1] == "done" for lines in told)
     return [
@@ -480,9 +488,10 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_half_there(tmp_pat
         verb, number = writer.stdout.readline().split()
         told[verb] = int(number)
     writer.kill()
-    for line in writer.communicate()[0].splitlines():  # what it told between our last look and its end
-        if len(line.split()) == 2:
-            told[line.split()[0]] = max(told[line.split()[0]], int(line.split()[1]))
+    for line in writer.stdout.read().splitlines(keepends=True):  # what it told between our last look and its end
+        if line.endswith("\n"):
+            told[line.split()[0]] = int(line.split()[1])
+    close(writer)
     store = open_store(uri)
     keys = list(store.list("log/"))
     assert keys == [f"log/{number // 10:04d}/{number:08d}" for number in range(1, len(keys) + 1)]
