@@ -285,13 +285,16 @@ class Coordinator:
         return Rejected(reason, self._retry_after_s(device_id, now))
 
     def _retry_after_s(self, device_id: str, now: float) -> float:
-        """Pace steering: when the open round will probably be over, spread by a device's own jitter."""
+        """Pace steering: half of the time until the open round will probably be over, spread by a device's own jitter.
+
+        Half, since rounds that wait for devices which were told to wait would get longer from round to round.
+        """
         view = self._view(now)
         left = self.plan.pacing.deadline(view) - now
         if self._last_duration_s is not None:
             left = min(left, view.started_at + self._last_duration_s - now)
         jitter = unit(self.plan.seed, "retry", self.round, device_id)
-        return max(SOON_S, left) * (0.75 + 0.5 * jitter)
+        return max(SOON_S, left / 2) * (0.75 + 0.5 * jitter)
 
     def _counted(self) -> Iterable[Entry]:
         return (entry for _, entry in sorted(self._entries.items()) if entry.outcome == "counted")

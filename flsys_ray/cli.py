@@ -1,0 +1,55 @@
+"""`flsys`: the front door.
+
+What the commands do is in `flsys_ray.commands`, one file a group. Here: the tree of commands, and what happens to
+errors: one clear line on stderr and exit status 1; 2 for wrong usage.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import flsys_ray
+from flsys_ray.commands import apps, cloud, data, demo, devices, models
+from flsys_ray.commands.options import errors
+from flsys_ray.errors import FlsysError
+
+app = typer.Typer(
+    name="flsys",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Mobile-cloud federated learning on Ray: phones train, only updates leave them.",
+)
+app.command()(demo.demo)
+app.command()(cloud.up)
+app.command()(cloud.down)
+app.add_typer(apps.group, name="app")
+app.add_typer(models.group, name="models")
+app.add_typer(devices.one, name="device")
+app.add_typer(devices.many, name="devices")
+app.add_typer(data.group, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"flsys {flsys_ray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _flsys(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except FlsysError as error:
+        errors.print(f"flsys: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

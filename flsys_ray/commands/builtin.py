@@ -1,0 +1,21 @@
+"""Compiles built-in models."""
+
+from flsys_ray.models import base
+
+
+def compile_builtin(name: str, classes: tuple[str, ...] | None = None) -> bytes:
+    """Return the program file of a built-in model. Loads TensorFlow (the extra `keras`)."""
+    import flsys_ray
+
+    model = base.get(name)
+    chosen = classes or model.classes
+    program = flsys_ray.compile(
+        model.build(chosen),
+        classes=chosen,
+        batch_size=model.batch_size,
+        local_optimizer=model.local_optimizer,
+        name=model.name,
+        assets=dict(model.assets()),
+    )
+    data: bytes = program.data
+    return data

@@ -1,0 +1,76 @@
+"""`flsys data`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from flsys_ray.commands.options import AsJson, console, print_json
+
+group = typer.Typer(no_args_is_help=True, help="Data sets: where they come from and what is there.")
+Out = Annotated[
+    Path | None, typer.Option(help="The folder of data sets; default: FLSYS_DATA, or the user's data folder.")
+]
+
+
+@group.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List what is there, and what recipes can build."""
+    from flsys_ray.data.catalog import list_datasets
+
+    entries = list_datasets()
+    if as_json:
+        print_json([{name: getattr(entry, name) for name in entry.__dataclass_fields__} for entry in entries])
+        return
+    table = Table("name", "state", "source", "users", "windows", "title")
+    for entry in entries:
+        counts = ("-" if n is None else str(n) for n in (entry.users, entry.windows))
+        table.add_row(entry.name, entry.state, entry.source, *counts, entry.title)
+    console.print(table)
+
+
+@group.command()
+def build(
+    name: str,
+    from_: Annotated[
+        Path | None, typer.Option("--from", exists=True, help="Local copies, instead of the owner's address.")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a data set in canonical form: fetch it from its owner, check and convert it."""
+    from flsys_ray.data import build as building
+
+    with Progress(console=console, transient=True, disable=as_json) as progress:
+        task = progress.add_task(f"building {name}", total=None)
+
+        def fetched(file: str, got: int, total: int | None) -> None:
+            progress.update(task, description=f"fetching {file}", completed=got, total=total)
+
+        info = building.build(name, from_, out, fetched)
+    _say(info.name, len(info.users), info.windows, as_json=as_json)
+
+
+@group.command()
+def synthesize(
+    users: Annotated[int, typer.Option(min=1, help="How many people.")] = 48,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of recording a person.")] = 12.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make up sensor data, where no real data are at hand. It says that it is synthetic wherever it is read."""
+    from flsys_ray.data import build as building
+    from flsys_ray.data.synthetic import Plan
+
+    info = building.synthesize(out, Plan(users=users, minutes=minutes, seed=seed))
+    _say(info.name, len(info.users), info.windows, as_json=as_json)
+
+
+def _say(name: str, users: int, windows: int, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "users": users, "windows": windows})
+    else:
+        console.print(f"{name}: {users} users, {windows} windows")

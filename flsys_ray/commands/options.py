@@ -1,0 +1,58 @@
+"""Options that several commands share, and how their values are found."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+
+from flsys_ray.commands.state import running
+from flsys_ray.developer import DeveloperClient
+from flsys_ray.errors import InvalidInput
+
+Url = Annotated[str | None, typer.Option("--url", envvar="FLSYS_URL", help="The cloud's address; default: the one up.")]
+AppKey = Annotated[str | None, typer.Option("--app-key", envvar="FLSYS_APP_KEY", help="The app's key.")]
+OperatorKey = Annotated[
+    str | None,
+    typer.Option("--operator-key", envvar="FLSYS_OPERATOR_KEY", help="Default: the file that `flsys up` wrote."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def cloud_url(given: str | None) -> str:
+    """Return the cloud's address. Raises `InvalidInput` if none was given and none is up here."""
+    if given is not None:
+        return given.rstrip("/")
+    found = running()
+    if found is None:
+        raise InvalidInput("no cloud is up on this machine: run `flsys up`, or name one with --url")
+    return found.url
+
+
+def developer(url: str | None, app_key: str | None) -> DeveloperClient:
+    """Return a client for an app. Raises `InvalidInput` without a key."""
+    if not app_key:
+        raise InvalidInput("no app key: give --app-key, or set FLSYS_APP_KEY to what `flsys app create` printed")
+    return DeveloperClient(cloud_url(url), app_key)
+
+
+def print_json(value: BaseModel | Any) -> None:
+    """Print a message, or plain data, as JSON."""
+    if isinstance(value, BaseModel):
+        sys.stdout.write(value.model_dump_json(indent=2) + "\n")
+        return
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list with commas. Raises `InvalidInput` if there is none."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise InvalidInput(f"expected names with commas between them, got {text!r}")
+    return names

@@ -1,0 +1,118 @@
+"""The developer's client: what a third-party developer calls, as Python.
+
+cloud = DeveloperClient("http://127.0.0.1:8000", app_key)
+cloud.put_model("steps", TrainingPlan())
+cloud.put_program("steps", program.data)
+cloud.act("steps", "start")
+"""
+
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx2
+from pydantic import BaseModel
+
+from flsys_ray.core.layout import Vector
+from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.device.client import error_of
+from flsys_ray.errors import TryLater
+from flsys_ray.wire.schemas import (
+    PROGRAM,
+    AppCreated,
+    InferReply,
+    ModelInfo,
+    ModelsReply,
+    RoundInfo,
+    RoundsReply,
+    VersionInfo,
+    VersionsReply,
+)
+from flsys_ray.wire.tensors import decode_vector
+
+M = TypeVar("M", bound=BaseModel)
+Action = Literal["start", "pause", "resume", "stop"]
+
+
+class DeveloperClient:
+    """Calls with one key: an app's, or the operator's for `create_app`. Use it as a context manager, or `close` it.
+
+    Every method raises the error of `flsys_ray.errors` that the cloud answered with, `TryLater` if it did not answer.
+    """
+
+    def __init__(self, url: str, key: str, *, transport: httpx2.BaseTransport | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=60.0, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def create_app(self, name: str) -> AppCreated:
+        """Register an app (operator's key). Asking again gives the same app key."""
+        return self._json(AppCreated, "POST", "/v1/apps", json={"name": name})
+
+    def put_model(self, model: str, plan: TrainingPlan) -> ModelInfo:
+        """Create a model, or give it a new plan from the next round on."""
+        return self._json(ModelInfo, "PUT", f"/v1/models/{model}", json={"plan": plan.model_dump(mode="json")})
+
+    def put_program(self, model: str, program: bytes) -> ModelInfo:
+        """Give a model its device program."""
+        path = f"/v1/models/{model}/program"
+        return self._json(ModelInfo, "PUT", path, content=program, headers={"Content-Type": PROGRAM})
+
+    def act(self, model: str, action: Action) -> ModelInfo:
+        """Start, pause, resume or stop a model."""
+        return self._json(ModelInfo, "POST", f"/v1/models/{model}/{action}")
+
+    def models(self) -> list[ModelInfo]:
+        """List the app's models."""
+        return self._json(ModelsReply, "GET", "/v1/models").models
+
+    def info(self, model: str) -> ModelInfo:
+        """Look at a model."""
+        return self._json(ModelInfo, "GET", f"/v1/models/{model}")
+
+    def rounds(self, model: str) -> list[RoundInfo]:
+        """List the rounds that are over."""
+        return self._json(RoundsReply, "GET", f"/v1/models/{model}/rounds").rounds
+
+    def versions(self, model: str) -> list[int]:
+        """List the versions."""
+        return self._json(VersionsReply, "GET", f"/v1/models/{model}/versions").versions
+
+    def manifest(self, model: str, version: int) -> VersionInfo:
+        """Look at what made a version."""
+        return self._json(VersionInfo, "GET", f"/v1/models/{model}/versions/{version}/manifest")
+
+    def program(self, model: str, sha256: str) -> bytes:
+        """Download a device program."""
+        return self._send("GET", f"/v1/models/{model}/program/{sha256}")
+
+    def parameters(self, model: str, version: int, size: int) -> Vector:
+        """Download a version's parameters, float32 [size]."""
+        return decode_vector(self._send("GET", f"/v1/models/{model}/versions/{version}"), "parameters", size)
+
+    def infer(self, model: str, instances: list[Any], version: int | None = None) -> InferReply:
+        """Run a version (None: the newest) on examples in the cloud."""
+        body = {"instances": instances, "version": version}
+        return self._json(InferReply, "POST", f"/v1/models/{model}/infer", json=body)
+
+    def _json(self, kind: type[M], method: str, path: str, **request: Any) -> M:
+        return kind.model_validate_json(self._send(method, path, **request))
+
+    def _send(self, method: str, path: str, **request: Any) -> bytes:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx2.RequestError as error:
+            raise TryLater(f"{self._http.base_url}: no answer ({type(error).__name__}): is the cloud up?") from None
+        if response.is_error:
+            raise error_of(response)
+        return response.content
