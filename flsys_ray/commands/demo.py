@@ -102,9 +102,7 @@ def _train(
         cloud.put_program(MODEL, body)
         info = cloud.act(MODEL, "start")
         test = HeldOut.load(cloud, info, data_set.name, HELD_OUT, SPLIT_SEED)
-        say(
-            f"phones    {watched.phones}, each with the data of one user who is not among the {len(test.users)} held out"
-        )
+        say(f"phones    {watched.phones}, each with one user's data; {len(test.users)} other users are held out")
         fleet = fleet_of(cloud, Phones(url, key, (MODEL,), watched.phones, users, folder / "phones"), data_set)
         stop = threading.Event()
         watch = Watch(cloud, (MODEL,), versions, None, stop, quiet=quiet)

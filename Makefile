@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. Each makes the virtual environment and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench openapi clean
+
+help: ## What there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## The main job: phones train HAR-Wild through the cloud, on this machine
+	$(BIN)/flsys demo
+
+test: $(VENV)/.dev ## All tests: those without Ray on all cores, then those on one real cluster
+	$(BIN)/pytest tests --ignore tests/ray -n auto --dist loadgroup
+	$(BIN)/pytest tests/ray
+
+check: $(VENV)/.dev ## Style, types, import contracts, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/docs
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Every performance figure that the docs quote
+	$(BIN)/python benchmarks/program_step.py
+	$(BIN)/python benchmarks/coordinator.py
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/actor_memory.py
+
+openapi: $(VENV)/.dev ## Write docs/openapi.json anew
+	$(BIN)/python -m flsys_ray.http.openapi > docs/openapi.json
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[device,cloud,keras]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
