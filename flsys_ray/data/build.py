@@ -9,9 +9,11 @@ from pathlib import Path
 from flsys_ray.data import synthetic
 from flsys_ray.data.fetch import Progress, fetch
 from flsys_ray.data.folders import cache_folder, data_folder
-from flsys_ray.data.recipe import Recipe, load_recipe, recipe_names
-from flsys_ray.data.schema import DatasetInfo, is_dataset, write_dataset
+from flsys_ray.data.recipe import RECIPES, Recipe, load_recipe, recipe_names
+from flsys_ray.data.schema import DatasetInfo, file_sha256, is_dataset, write_dataset
 from flsys_ray.errors import DataInvalid, NotFound
+
+_CONVERSION = ("windows", "resampling", "recipe", "schema")
 
 
 def build(
@@ -60,11 +62,12 @@ def prepared_folder(name: str, folder: Path) -> Path:
         return here
     if name == synthetic.NAME:
         plan = synthetic.Plan()
-        return _cached(f"{name}-{_key(repr(plan), synthetic.VERSION)}", lambda target: _write(name, plan, target))
+        key = _key(repr(plan), _code_sha256(Path(synthetic.__file__)))
+        return _cached(f"{name}-{key}", lambda target: _write(name, plan, target))
     recipe = load_recipe(name)
     if recipe is not None and (samples := here / recipe.samples_file).is_file():
         state = samples.stat()
-        key = _key(str(samples.resolve()), state.st_size, state.st_mtime_ns, recipe.version)
+        key = _key(str(samples.resolve()), state.st_size, state.st_mtime_ns, _code_sha256(RECIPES / name / "recipe.py"))
         return _cached(f"{name}-{key}", lambda target: _convert(name, recipe, here, target))
     raise NotFound(_how_to_get(name, folder, has_recipe=recipe is not None))
 
@@ -104,6 +107,12 @@ def _convert(name: str, recipe: Recipe, source: Path, target: Path) -> DatasetIn
 
 def _write(name: str, plan: synthetic.Plan, target: Path) -> DatasetInfo:
     return write_dataset(target, synthetic.draft(name), synthetic.user_windows(plan))
+
+
+def _code_sha256(source: Path) -> str:
+    """Return a checksum of the code that makes a data set: changed code must not meet its old windows."""
+    files = (source, *(Path(__file__).with_name(f"{module}.py") for module in _CONVERSION))
+    return _key(*(file_sha256(file) for file in files))
 
 
 def _key(*parts: str | int) -> str:

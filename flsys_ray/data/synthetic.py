@@ -9,9 +9,9 @@ Each user has an own gait, body, phone and habits, so that the data are naturall
 - *class mix*: shares of the activities from a Dirichlet distribution;
 - *phone*: 20, 25 or 50 Hz, jitter of the clock, bias and noise of the sensor.
 
-Walking and stairs share their form and differ in tempo, force and harmonics by less than users differ. The streams go
-through the resampler and cutter of real data. All numbers here are ours, chosen so that a small convolutional network
-reaches 80 to 95 % on users that it has not seen; none of them is an estimate of anything.
+Walking and stairs share their form and differ in tempo, force and harmonics by little more than users differ. The
+streams go through the resampler and cutter of real data. All numbers here are ours, chosen so that models learn the
+classes of users whom they have not seen without becoming perfect (a test holds both); none is an estimate of anything.
 """
 
 from collections.abc import Iterator
@@ -65,8 +65,8 @@ class Motion:
 
 
 MOTIONS = {
-    "walking": Motion(1.85, 2.6, 0.45, 0.12, 0.32),
-    "stairs": Motion(1.59, 2.7, 0.31, 0.24, 0.43),
+    "walking": Motion(1.88, 2.6, 0.45, 0.12, 0.32),
+    "stairs": Motion(1.54, 2.8, 0.27, 0.28, 0.48),
     "jogging": Motion(2.60, 7.0, 0.30, 0.10, 0.20),
 }
 POSITIONS = ("pocket", "hand", "bag")
@@ -125,11 +125,11 @@ def person(user: str, seed: int, class_concentration: float = 2.0) -> Person:
         rate_hz=float(rng.choice((20.0, 25.0, 50.0))),
         tempo=float(rng.normal(1.0, 0.05)),
         force=float(np.exp(rng.normal(0.0, 0.18))) * {"pocket": 1.0, "hand": 0.7, "bag": 0.8}[position],
-        second=float(np.exp(rng.normal(0.0, 0.22))),
-        third=float(np.exp(rng.normal(0.0, 0.22))),
-        sway=float(np.exp(rng.normal(0.0, 0.22))),
+        second=float(np.exp(rng.normal(0.0, 0.20))),
+        third=float(np.exp(rng.normal(0.0, 0.20))),
+        sway=float(np.exp(rng.normal(0.0, 0.20))),
         unsteadiness=float(rng.uniform(0.02, 0.06)),
-        turn=_small_turn(rng, 0.35) @ _flips(rng),
+        turn=_small_turn(rng, 0.25) @ _flips(rng),
         sitting_tilt=float(tilt[position]),
         bias=rng.normal(0.0, 0.15, 3),
         noise=float(rng.uniform(0.05, 0.25)),
@@ -256,7 +256,11 @@ def _small_turn(rng: np.random.Generator, size: float) -> NDArray[np.float64]:
 
 
 def _flips(rng: np.random.Generator) -> NDArray[np.float64]:
-    """One of the four ways to put a phone into a place: upside down or not, face in or out."""
-    return np.asarray(
-        np.diag([(1.0, 1.0, 1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, -1.0, -1.0)][rng.integers(4)])
-    )
+    """One of the four ways to put a phone into a place; most people have one that they like."""
+    ways = [
+        (1.0, 1.0, 1.0),
+        (-1.0, 1.0, -1.0),
+        (-1.0, -1.0, 1.0),
+        (1.0, -1.0, -1.0),
+    ]  # as is; face out; head down; both
+    return np.asarray(np.diag(ways[rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))]))

@@ -89,11 +89,10 @@ def test_it_is_learnable_across_users_but_not_trivial(data):
     a, b = ((np.c_[(m - mean) / std, np.ones(len(m))]) for m in (a, b))
     weights = np.linalg.solve(a.T @ a + 30 * np.eye(a.shape[1]), a.T @ np.eye(5)[y])
     predicted = (b @ weights).argmax(axis=1)
-    assert 0.70 < (predicted == z).mean() < 0.97
+    assert 0.80 < (predicted == z).mean() < 0.99
     motion = np.isin(z, [0, 1, 2])
-    assert (np.isin(predicted, [0, 1, 2]) == motion).mean() > 0.97  # moving or not is easy; the rest is in the pairs
+    assert (np.isin(predicted, [0, 1, 2]) == motion).mean() > 0.97  # moving or not is easy
     wrong = {(data.classes[t], data.classes[p]) for t, p in zip(z, predicted, strict=True) if t != p}
-    assert wrong & {("walking", "stairs"), ("stairs", "walking")}
     assert wrong & {("sitting", "standing"), ("standing", "sitting")}
 
 
