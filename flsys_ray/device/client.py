@@ -111,11 +111,11 @@ class CloudClient:
     def enrol(self, app_key: str, installation_id: str) -> EnrolReply:
         """Take part as a device. Raises `Unauthenticated` for a wrong app key."""
         body = EnrolRequest(installation_id=installation_id)
-        return self._message("POST", "/v1/devices", app_key, EnrolReply, body)
+        return self._message("POST /v1/devices", app_key, EnrolReply, body)
 
     def check_in(self, token: str, request: CheckInRequest) -> CheckInReply:
         """Say what the device could do now."""
-        return self._message("POST", "/v1/checkins", token, CheckInReply, request)
+        return self._message("POST /v1/checkins", token, CheckInReply, request)
 
     def upload(self, token: str, assignment: AssignmentMessage, body: bytes) -> UpdateReply:
         """Upload the bytes of an update. Raises `Late`, `TooLarge`, `UpdateUnusable`, `Forbidden`, `NotFound`."""
@@ -130,8 +130,8 @@ class CloudClient:
 
     def evaluation(self, token: str, assignment: AssignmentMessage, request: EvaluationRequest) -> EvaluationReply:
         """Report how the base version does on the held-out examples."""
-        path = f"/v1/assignments/{assignment.assignment_id}/evaluation"
-        return self._message("PUT", path, token, EvaluationReply, request, _about(assignment))
+        route = f"PUT /v1/assignments/{assignment.assignment_id}/evaluation"
+        return self._message(route, token, EvaluationReply, request, _about(assignment))
 
     def latest(self, token: str, model: str) -> LatestVersion:
         """Return the newest version's number and hashes. One byte of it is asked for, no more."""
@@ -173,13 +173,13 @@ class CloudClient:
 
     def _message(
         self,
-        method: str,
-        path: str,
+        route: str,
         token: str,
         kind: type[M],
         request: Message,
         headers: Mapping[str, str] | None = None,
     ) -> M:
+        method, path = route.split(" ", 1)
         full = {"Content-Type": "application/json", **(headers or {})}
         return self._attempts(lambda: _parse(kind, self.send(method, path, token, full, _json(request))))
 

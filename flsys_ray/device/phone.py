@@ -97,14 +97,14 @@ class Phone:
         weights = FileCache(self._folder / "weights")
         self._versions = Versions(self._identity, self._journal, self._clock, files, weights, shared.programs)
         self._participation = Participation(
-            config.models,
-            self._identity,
-            self._journal,
-            self._examples,
-            self._versions,
-            conditions,
-            self._clock,
-            config.habits,
+            models=config.models,
+            identity=self._identity,
+            journal=self._journal,
+            examples=self._examples,
+            versions=self._versions,
+            conditions=conditions,
+            clock=self._clock,
+            habits=config.habits,
         )
 
     def __enter__(self) -> Self:
@@ -223,7 +223,8 @@ class Phone:
         """Add one example in the program's input shape; `y` is a class's index or name. `at_s`: when, UTC seconds.
 
         Raises:
-            InvalidInput: x is not float32 or int32, is not finite, or (once the program is on the phone) of another shape.
+            InvalidInput: x is not float32 or int32, is not finite, or has another shape than the program (if it is on
+                the phone) takes.
         """
         self._check(model)
         self._check_shape(model, x)
