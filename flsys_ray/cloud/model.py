@@ -184,6 +184,7 @@ class DurableModel:
 
     def start(self, initial: Callable[[bytes, int], Version]) -> None:
         """Open version 0, or go on after a pause. `initial(program, seed)` gives version 0's parameters."""
+        self.tick()
         if self._head.state == "training":
             return
         if self._head.state == "finished":
@@ -205,12 +206,14 @@ class DurableModel:
 
     def pause(self) -> None:
         """Give out no more work. Updates of the open round still count."""
+        self.tick()
         if self._head.state not in ("training", "paused"):
             raise Conflict(f"model {self.model!r} is {self._head.state}: only a training model can be paused")
         self._set_state("paused", "paused")
 
     def stop(self) -> None:
         """Finish: the newest version stays, no round opens any more."""
+        self.tick()
         self._set_state("stopped", "finished")
 
     def info(self) -> ModelInfo:
@@ -267,7 +270,7 @@ class DurableModel:
             raise OwnershipLost(f"model {self.model!r} is being reloaded: try again", 1.0)
         try:
             yield
-        except Exception:
+        except BaseException:  # an interrupt between two writes leaves as much behind as an error
             self._broken = True
             raise
 
@@ -277,7 +280,6 @@ class DurableModel:
         self._head = head
 
     def _set_state(self, kind: Kind, state: str) -> None:
-        self.tick()
         if self._head.state != state:
             with self._trusted():
                 self._append(kind, state=state)
@@ -291,7 +293,7 @@ class DurableModel:
             ref = save_version(self.store, self.model, summary.commit.version, optimizer)
             lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
         info = round_info(summary, self._evaluations)
-        state = "finished" if coordinator.finished else self._head.state
+        state = "finished" if self._plan_ends_at(ref) else self._head.state
         self._append(
             "closed",
             lines,
@@ -308,6 +310,11 @@ class DurableModel:
         if coordinator.plan != self._plan and ref is not None:
             self._resume(ref)
         return info
+
+    def _plan_ends_at(self, ref: VersionRef | None) -> bool:
+        """Return whether the plan of the next round wants no further version."""
+        limit = self._plan.stopping.versions
+        return limit is not None and ref is not None and ref.number >= limit
 
     def _resume(self, ref: VersionRef) -> None:
         """Open the head's round: its version, and whatever updates of it are in the store."""

@@ -5,8 +5,9 @@ store, and any of them may die at any time.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
@@ -40,6 +41,7 @@ from flsys_ray.wire.schemas import (
 )
 from flsys_ray.wire.tensors import max_update_bytes
 
+T = TypeVar("T")
 AFTER_WORK_S = 1.0
 UNKNOWN_MODEL_S = 60.0
 
@@ -65,21 +67,21 @@ class Cloud:
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
         """Give a device what work there is, and say when to come back."""
-        known = [candidacy for candidacy in request.models if self._is_app_of(device.app_id, candidacy.model)]
-        answers = await asyncio.gather(*(self._ask(device, candidacy) for candidacy in known))
+        answers = await asyncio.gather(*(self._ask(device, candidacy) for candidacy in request.models))
+        known = [(c, answer) for c, answer in zip(request.models, answers, strict=True) if answer is not None]
         assignments, rejections, waits = [], [], []
-        for candidacy, answer in zip(known, answers, strict=True):
+        for candidacy, answer in known:
             if isinstance(answer.outcome, Offer):
                 assignments.append(self._message(answer.outcome))
             else:
                 rejections.append(Rejection(model=candidacy.model, reason=answer.outcome.reason))
                 waits.append(answer.outcome.retry_after_s)
-        unknown = [candidacy.model for candidacy in request.models if candidacy not in known]
+        unknown = [c.model for c, answer in zip(request.models, answers, strict=True) if answer is None]
         rejections += [Rejection(model=model, reason="unknown-model") for model in unknown]
         return CheckInReply(
             assignments=assignments,
             rejections=rejections,
-            eligibility={c.model: a.eligibility for c, a in zip(known, answers, strict=True)},
+            eligibility={candidacy.model: answer.eligibility for candidacy, answer in known},
             retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
         )
 
@@ -142,7 +144,8 @@ class Cloud:
         """Return the app's models, by name."""
         names = [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
         mine = [name for name in names if self._is_app_of(app_id, name)]
-        return ModelsReply(models=list(await asyncio.gather(*(self.hosts.model(name).info() for name in mine))))
+        found = await asyncio.gather(*(_if_there(self.hosts.model(name).info()) for name in mine))
+        return ModelsReply(models=[info for info in found if info is not None])
 
     async def rounds(self, app_id: str, model: str) -> RoundsReply:
         """Return a model's rounds that are over."""
@@ -184,8 +187,10 @@ class Cloud:
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, device: Device, candidacy: ModelCandidacy) -> CheckInAnswer:
-        return await self.hosts.model(candidacy.model).check_in(device.device_id)
+    async def _ask(self, device: Device, candidacy: ModelCandidacy) -> CheckInAnswer | None:
+        if not self._is_app_of(device.app_id, candidacy.model):
+            return None
+        return await _if_there(self.hosts.model(candidacy.model).check_in(device.device_id))
 
     def _message(self, offer: Offer) -> AssignmentMessage:
         work = offer.assignment
@@ -216,6 +221,14 @@ class Cloud:
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))
+
+
+async def _if_there(call: Awaitable[T]) -> T | None:
+    """Return what a call of a model says, or None for one whose name is taken while its log is not written yet."""
+    try:
+        return await call
+    except NotFound:
+        return None
 
 
 def _check_program(program: bytes) -> None:
