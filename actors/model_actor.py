@@ -1,6 +1,7 @@
 """The actor of one model: it holds the model's host, lets calls in, and looks at the clock."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -50,6 +51,10 @@ class ModelActor:
         finally:
             self._wake.set()
         return None
+
+    def pid(self) -> int:
+        """Return the process id, for those who look after processes."""
+        return os.getpid()
 
     def _watch_the_clock(self) -> None:
         """End rounds at their deadlines, from the first moment on: after a crash no call may come for long."""
