@@ -3,10 +3,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,17 +21,6 @@ MOST_KILLS = 110
 
 def fresh_cloud() -> FakeCloud:
     return FakeCloud(VirtualClock(START + 10_000), FakeModel("har-wild", rounds=1))
-
-
-@pytest.fixture
-def tmp_path(tmp_path) -> Iterator[Path]:
-    """A folder in memory, where there is one: a killed process needs no disk to keep what it wrote."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
