@@ -126,6 +126,8 @@ class Participation:
             return None
         if item.starts >= self.habits.max_starts:
             return "restarted"
+        if item.message.augmentation is not None:
+            return "failed"  # this phone cannot mix in a shared set, and must not train as if there were none
         obstacles = self._obstacles(model, now)
         if obstacles == ("too-few-examples",):
             return "not-enough-data"
