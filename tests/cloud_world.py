@@ -1,5 +1,6 @@
 """A whole cloud in memory behind its HTTP surface, and short names for what developers and phones do with it."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,34 @@ def open_world(program: bytes, size: int, store: ObjectStore | None = None) -> I
     cloud = Cloud(store, LocalHosts(store, clock), clock)
     with TestClient(create_app(cloud), raise_server_exceptions=False) as http:
         yield World(http, store, clock, cloud, program, size)
+
+
+def exchange(
+    world: World, method: str, path: str, headers: dict[str, str], pieces: Iterator[bytes]
+) -> tuple[int | None, bytes]:
+    """Speak ASGI to the app: a body in pieces, drawn one at a time, and then the phone hangs up.
+
+    Returns the status, None if there was no answer, and the body of the answer.
+    """
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        piece = next(pieces, None)
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http", "server": ("test", 80),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    asyncio.run(world.http.app(scope, receive, send))
+    status = next((message["status"] for message in sent if message["type"] == "http.response.start"), None)
+    return status, b"".join(message.get("body", b"") for message in sent)
 
 
 def problem(reply: httpx2.Response, status: int, code: str) -> Any:

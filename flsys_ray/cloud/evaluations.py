@@ -4,9 +4,22 @@ import math
 
 from flsys_ray.cloud import places
 from flsys_ray.core.types import Assignment
-from flsys_ray.errors import AlreadyExists
+from flsys_ray.errors import AlreadyExists, InvalidInput
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import EvaluationRequest, Metrics
+
+MAX_COUNT = 2**31 - 1
+MAX_LOSS_SUM = 1e30
+
+
+def check_evaluation(metrics: EvaluationRequest) -> None:
+    """Raises `InvalidInput` for what no device can have measured: its sum with others might not be a number."""
+    if metrics.count > MAX_COUNT:
+        raise InvalidInput(f"evaluation: 'count' is larger than {MAX_COUNT}")
+    if metrics.correct > metrics.count:
+        raise InvalidInput(f"evaluation: 'correct' is larger than 'count' ({metrics.count})")
+    if metrics.loss_sum > MAX_LOSS_SUM:
+        raise InvalidInput(f"evaluation: 'loss_sum' is larger than {MAX_LOSS_SUM:g}")
 
 
 class Evaluations:
@@ -23,6 +36,7 @@ class Evaluations:
         try:
             self._store.put_new(key, metrics.model_dump_json().encode())
         except AlreadyExists:
+            self._take_in(key)  # another owner may have stored it, and died before it was asked for the sums
             return True
         self._by_assignment[assignment.assignment_id] = metrics
         return False
@@ -30,8 +44,7 @@ class Evaluations:
     def recover(self, round_: int) -> None:
         """Take in what the store has of a round."""
         for key in self._store.list(places.evaluations(self._model, round_)):
-            metrics = EvaluationRequest.model_validate_json(self._store.get(key).body)
-            self._by_assignment[places.owner_of(key)[0]] = metrics
+            self._take_in(key)
 
     def metrics(self) -> Metrics | None:
         """Return the sums over all devices, or None before the first. The same in any order of arrival."""
@@ -45,3 +58,9 @@ class Evaluations:
             examples=examples,
             devices=len(reports),
         )
+
+    def _take_in(self, key: str) -> None:
+        assignment_id = places.owner_of(key)[0]
+        if assignment_id not in self._by_assignment:
+            metrics = EvaluationRequest.model_validate_json(self._store.get(key).body)
+            self._by_assignment[assignment_id] = metrics

@@ -36,6 +36,8 @@ class Inference:
         x = _examples(request, program.manifest.input_shape, program.manifest.input_dtype)
         parameters = self._parameters(model, info.weights_sha256, program.manifest.parameters)
         scores = await asyncio.to_thread(program.infer, parameters, x)
+        if not np.isfinite(scores).all():
+            raise InvalidInput(f"instances: version {info.version} of {model!r} gives scores that are not finite")
         classes = list(program.manifest.classes)
         return InferReply(
             model=model,
@@ -56,9 +58,13 @@ class Inference:
 
 def _examples(request: InferRequest, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     try:
-        x = np.array(request.instances, dtype=dtype)
-    except (ValueError, OverflowError):
-        raise InvalidInput("instances: the lists are not all of the same length, or a value is out of range") from None
+        x = np.array(request.instances, dtype=np.float64)
+    except ValueError:
+        raise InvalidInput("instances: the lists are not all of the same length") from None
     if x.shape[1:] != shape:
         raise InvalidInput(f"instances: each has shape {x.shape[1:]}, the model takes {shape}")
-    return x
+    if dtype == "int32" and not (np.abs(x) <= np.iinfo(np.int32).max).all():
+        raise InvalidInput("instances: a value is not a finite int32")
+    if not (np.abs(x) <= np.finfo(np.float32).max).all():
+        raise InvalidInput("instances: a value is not a finite float32")
+    return x.astype(dtype)

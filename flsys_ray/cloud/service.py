@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.evaluations import check_evaluation
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
 from flsys_ray.cloud.updates import Updates
@@ -42,6 +43,7 @@ from flsys_ray.wire.schemas import (
 from flsys_ray.wire.tensors import max_update_bytes
 
 T = TypeVar("T")
+MAX_VERSION = 10**9 - 1
 AFTER_WORK_S = 1.0
 UNKNOWN_MODEL_S = 60.0
 
@@ -92,7 +94,8 @@ class Cloud:
             raise Conflict(f"assignment {ticket.assignment.assignment_id}: its update is counted already")
 
     async def evaluate(self, ticket: Ticket, metrics: EvaluationRequest) -> EvaluationReply:
-        """Take a federated evaluation. Raises `Late`."""
+        """Take a federated evaluation. Raises `InvalidInput`, `Late`."""
+        check_evaluation(metrics)
         outcome = await self.hosts.model(ticket.assignment.model).evaluate(ticket.assignment, metrics)
         if isinstance(outcome, Rejected):
             raise Late(f"assignment {ticket.assignment.assignment_id}: {outcome.reason}")
@@ -167,6 +170,8 @@ class Cloud:
             number = (await self.hosts.model(model).info()).version
         if number is None:
             raise NotFound(f"model {model!r} has not started: it has no version yet")
+        if number > MAX_VERSION:
+            raise NotFound(f"model {model!r} has no version of that number")
         try:
             return VersionInfo.model_validate_json(self.store.get(places.version(model, number)).body)
         except Missing:

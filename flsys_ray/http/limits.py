@@ -1,14 +1,18 @@
 """Limits on the bytes of a request's body, counted as they stream: a body is never held before it is known to fit."""
 
+import re
+
 from fastapi import Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flsys_ray.errors import TooLarge
+from flsys_ray.errors import InvalidInput, TooLarge
 
 JSON_BYTES = 1024 * 1024
 PROGRAM_BYTES = 64 * 1024 * 1024
-_COUNTED_BY_THE_ENDPOINT = ("/update", "/program")
+# The whole path: a model may be called "update", and its plan is JSON all the same.
+_COUNTED_BY_THE_ENDPOINT = re.compile(r"/v1/(assignments/[^/]*/update|models/[^/]*/program)")
 
 
 class JsonBodyLimit:
@@ -19,7 +23,7 @@ class JsonBodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["path"].endswith(_COUNTED_BY_THE_ENDPOINT):
+        if scope["type"] != "http" or _COUNTED_BY_THE_ENDPOINT.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
         seen = 0
@@ -42,9 +46,12 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
         raise refusal
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise refusal
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise refusal
+            chunks.append(chunk)
+    except ClientDisconnect:  # an ordinary day of a phone, and no bug: nobody is there to read the answer
+        raise InvalidInput("the connection ended before the body did") from None
     return b"".join(chunks)

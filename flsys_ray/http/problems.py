@@ -8,11 +8,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from flsys_ray.core.plan import parse_plan
 from flsys_ray.errors import (
     FlsysError,
     InvalidInput,
     NotFound,
     PlanInvalid,
+    RangeUnsatisfiable,
     StoreRefusal,
     TooLarge,
     TryLater,
@@ -22,7 +24,9 @@ from flsys_ray.wire.schemas import PROBLEM, Problem
 
 TYPE_BASE = "https://flsys-ray.dev/problems/"
 _log = logging.getLogger("flsys_ray.http")
-_PLAIN = {404: NotFound, 413: TooLarge, 422: InvalidInput}
+_PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput}
+_MAX_DETAIL = 2000
+_MAX_FIELDS = 20
 
 
 def install(app: FastAPI) -> None:
@@ -49,20 +53,30 @@ async def _flsys_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    places = [".".join(str(part) for part in problem["loc"]) for problem in error.errors()]
-    detail = "; ".join(
-        f"{place}: {problem['msg'].removeprefix('Value error, ')}"
-        for place, problem in zip(places, error.errors(), strict=True)
-    )
-    in_plan = bool(places) and all(place.startswith("body.plan") for place in places)
-    return _answer(request, PlanInvalid if in_plan else InvalidInput, detail, fields=places)
+    problems = error.errors()
+    if problems and all(tuple(problem["loc"][:2]) == ("body", "plan") for problem in problems):
+        try:
+            parse_plan(error.body["plan"])  # says it in the words, and with the fields, of YAML and Python
+        except PlanInvalid as invalid:
+            return await _flsys_error(request, invalid)
+    if problems and problems[0]["type"] == "json_invalid":
+        return _answer(request, InvalidInput, f"the body is not JSON: {problems[0]['ctx']['error']}")
+    if any(problem["loc"] == ("body",) for problem in problems) and not _says_json(request):
+        return _answer(request, InvalidInput, "the body must be JSON, with 'Content-Type: application/json'")
+    places = [".".join(str(part) for part in problem["loc"]).removeprefix("body.") for problem in problems]
+    detail = "; ".join(f"{place}: {problem['msg']}" for place, problem in zip(places, problems, strict=True))
+    return _answer(request, InvalidInput, detail, fields=places)
+
+
+def _says_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _PLAIN.get(error.status_code)
     if kind is not None:
-        return _answer(request, kind, str(error.detail))
+        return _answer(request, kind, str(error.detail), headers=dict(error.headers or {}))
     problem = Problem(type="about:blank", title=str(error.detail), status=error.status_code, detail=str(error.detail))
     return _problem(problem, dict(error.headers or {}))
 
@@ -85,9 +99,9 @@ def _answer(
         type=TYPE_BASE + kind.code,
         title=kind.title,
         status=kind.status,
-        detail=detail,
+        detail=detail if len(detail) <= _MAX_DETAIL else detail[:_MAX_DETAIL] + " ...",
         instance=request.url.path,
-        fields=fields,
+        fields=[field[:100] for field in fields[:_MAX_FIELDS]] if fields else None,
         retry_after_s=retry_after_s,
     )
     return _problem(problem, headers or {})
