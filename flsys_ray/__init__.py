@@ -6,7 +6,7 @@ Importing this package starts nothing and loads neither Ray nor TensorFlow.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flsys_ray.programs.compile import compile as compile
+    from flsys_ray.programs.compile import compile as compile  # noqa: A004 # the verb that users know
 
 __all__ = ["compile"]
 __version__ = "0.1.0"

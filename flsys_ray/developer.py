@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.device.client import error_of
 from flsys_ray.errors import TryLater
+from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     PROGRAM,
     AppCreated,

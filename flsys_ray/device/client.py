@@ -6,9 +6,6 @@ it is raised as `TryLater`, for the phone to come back. An answer that is not of
 page, say) counts as no answer. Tokens appear in request headers only, never in a message or a log.
 """
 
-import email.utils
-import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,19 +16,12 @@ from pydantic import ValidationError
 
 from flsys_ray.core.rng import unit
 from flsys_ray.errors import (
-    FlsysError,
-    Forbidden,
     InvalidInput,
-    Late,
-    NotFound,
-    TooLarge,
     TryLater,
-    Unauthenticated,
-    all_errors,
 )
+from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     ASSIGNMENT_HEADER,
-    PROBLEM,
     SAFETENSORS,
     AssignmentMessage,
     CheckInReply,
@@ -46,7 +36,6 @@ from flsys_ray.wire.schemas import (
 )
 
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
-MAX_PROBLEM_BYTES = 64 * 1024
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -220,51 +209,6 @@ class CloudClient:
         asked_s = error.retry_after_s if isinstance(error, TryLater) else 0.0
         drawn_s = self.jitter() * min(self.retry.cap_s, self.retry.base_s * 2.0 ** (state.attempt_number - 1))
         return asked_s + drawn_s
-
-
-def error_of(response: httpx2.Response) -> FlsysError:
-    """Return the error that an answer stands for; its body must have been read.
-
-    A refusal that is not `application/problem+json` was not made by the cloud but by something in between: it passes.
-    """
-    status = response.status_code
-    retry_after_s = _retry_after_s(response.headers)
-    detail, code = _problem(response)
-    if status >= 500 or status == 429 or status < 400:
-        return TryLater(f"the cloud answered {status}: {detail}", retry_after_s)
-    if status == TooLarge.status:
-        return TooLarge(f"the cloud answered {status}: {detail}")
-    if not code:
-        return TryLater(f"something between phone and cloud answered {status}: {detail}", retry_after_s)
-    kinds = {kind.code: kind for kind in all_errors()}
-    by_status = {kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, Late, InvalidInput)}
-    kind = kinds.get(code)
-    if kind is None or kind.status != status:
-        kind = by_status.get(status, InvalidInput)
-    return kind(detail)
-
-
-def _problem(response: httpx2.Response) -> tuple[str, str]:
-    """Return what an answer says and its stable code; no code if it is not a problem document."""
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind != PROBLEM or len(response.content) > MAX_PROBLEM_BYTES:
-        return response.reason_phrase or "no reason given", ""
-    try:
-        found = json.loads(response.content)
-        return str(found.get("detail") or found.get("title") or "")[:500], str(found["type"]).rsplit("/", 1)[-1]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return response.reason_phrase or "no reason given", ""
-
-
-def _retry_after_s(headers: httpx2.Headers) -> float:
-    """Return the seconds that `Retry-After` asks for (RFC 9110 section 10.2.3: seconds or a date), 0 without it."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(min(int(text), 86_400))
-    try:
-        return min(max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()), 86_400.0)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
 
 
 def _parse(kind: type[M], body: bytes) -> M:

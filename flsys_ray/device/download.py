@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2
 
-from flsys_ray.device.client import CloudClient, error_of
+from flsys_ray.device.client import CloudClient
 from flsys_ray.errors import InvalidInput, RangeUnsatisfiable, TryLater
 
 MAX_FILE_BYTES = 512 * 1024 * 1024

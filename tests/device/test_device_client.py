@@ -8,7 +8,7 @@ import pytest
 from device_fakes import URL, FakeCloud, problem, sha
 
 from flsys_ray.core.plan import LocalTraining
-from flsys_ray.device.client import CloudClient, Jitter, RetryPolicy, error_of
+from flsys_ray.device.client import CloudClient, Jitter, RetryPolicy
 from flsys_ray.device.download import FileCache
 from flsys_ray.errors import (
     Conflict,
@@ -23,6 +23,7 @@ from flsys_ray.errors import (
     UpdateUnusable,
     all_errors,
 )
+from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     AssignmentMessage,
     CheckInRequest,
