@@ -105,19 +105,25 @@ def compile(  # noqa: A001 - `flsys_ray.compile` is the name that a developer lo
         raise ProgramInvalid(f"compile: name {title[:20]!r} must have 1 to 100 characters")
     blueprint = blueprint_of(keras_model, classes, batch_size, local_optimizer)
     body = to_flatbuffer(functions_of(blueprint))
+    manifest = _manifest(blueprint, title, classes, local_optimizer, body)
+    program = CompiledProgram(pack(body, manifest, dict(assets or {})))
+    check(program.data)
+    return program
+
+
+def _manifest(
+    blueprint: Any, name: str, classes: Sequence[str], local_optimizer: LocalOptimizerName, body: bytes
+) -> Manifest:
     layout = blueprint.leaves.layout
-    manifest = Manifest(
-        name=title,
+    return Manifest(
+        name=name,
         flatbuffer_sha256=hashlib.sha256(body).hexdigest(),
         parameters=layout.size,
         slots=blueprint.optimizer.slots_of(blueprint.leaves.trained),
-        batch_size=batch_size,
+        batch_size=blueprint.batch_size,
         input_shape=blueprint.input_shape,
         input_dtype=blueprint.input_dtype,
         classes=tuple(classes),
         local_optimizer=local_optimizer,
         layout=tuple(LeafEntry.of(leaf) for leaf in layout.leaves),
     )
-    program = CompiledProgram(pack(body, manifest, dict(assets or {})))
-    check(program.data)
-    return program

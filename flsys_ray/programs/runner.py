@@ -7,8 +7,9 @@ delta = trained.parameters - parameters
 """
 
 import hashlib
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ class Batch(NamedTuple):
 class Program:
     """A loaded program. It may be used from many threads: each gets its own interpreter on first use.
 
-    An interpreter computes on one thread and releases Python's global lock while it does.
+    An interpreter computes on one thread and releases Python's global lock while it does: a Python loop beside a training
+    thread runs undisturbed (`benchmarks/program_step.py`). One of HAR-Wild takes about 13 MB.
     """
 
     def __init__(self, data: bytes, manifest: Manifest) -> None:
@@ -170,25 +172,34 @@ class Program:
             UpdateUnusable: training diverged.
         """
         x, y = self._examples(x, y)
-        anchor = current = self._vector(parameters)
-        slots, loss_sum, seen, steps, completed = self.fresh_slots(), 0.0, 0, 0, True
-        for batch in self._epochs(x, y, epochs, rng):
-            if steps == max_steps:
-                break
+        batches = self._epochs(x, y, epochs, rng)
+        return self._steps(
+            self._vector(parameters),
+            itertools.islice(batches, max_steps),
+            should_stop,
+            learning_rate=learning_rate,
+            proximal_mu=proximal_mu,
+        )
+
+    def _steps(
+        self,
+        base: Vector,
+        batches: Iterable[Batch],
+        should_stop: Callable[[], bool],
+        *,
+        learning_rate: float,
+        proximal_mu: float,
+    ) -> Trained:
+        current, slots, loss_sum, seen, steps = base, self.fresh_slots(), 0.0, 0, 0
+        for batch in batches:
             if should_stop():
-                completed = False
-                break
+                return Trained(current, loss_sum / max(seen, 1), steps, completed=False)
             current, loss, slots = self.train_step(
-                current,
-                batch,
-                learning_rate=learning_rate,
-                anchor=anchor,
-                proximal_mu=proximal_mu,
-                slots=slots,
+                current, batch, learning_rate=learning_rate, anchor=base, proximal_mu=proximal_mu, slots=slots
             )
             count = int(batch.mask.sum())
             loss_sum, seen, steps = loss_sum + loss * count, seen + count, steps + 1
-        return Trained(current, loss_sum / max(seen, 1), steps, completed)
+        return Trained(current, loss_sum / max(seen, 1), steps, completed=True)
 
     def evaluate(self, parameters: Vector, x: Array, y: Array) -> Evaluated:
         """Return the sums of loss and correct answers over examples x [N, ...], y [N]."""

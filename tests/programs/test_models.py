@@ -77,6 +77,20 @@ def test_har_wild_learns_to_tell_motions_apart(har: Any) -> None:
     assert held_out.correct / held_out.examples > 0.8
 
 
+def test_har_wild_does_not_mind_how_the_phone_lies(har: Any) -> None:
+    """Apart from gravity's own direction, scores do not change when the window is turned about it."""
+    program = Program.load(har[1].data)
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 2.0, (8, 50, 3))
+    x = np.concatenate([x, -x], axis=1)
+    x[:, :, 2] += 9.8  # the mean is exactly along z
+    turned = x @ np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    parameters = program.init(0)
+    scores = program.infer(parameters, x.astype(np.float32))
+    np.testing.assert_allclose(program.infer(parameters, turned.astype(np.float32)), scores, atol=1e-5)
+    assert np.ptp(scores, axis=0).max() > 1e-3
+
+
 def _motions(count: int, rng: np.random.Generator) -> tuple[Any, Any]:
     y = rng.integers(0, 5, count).astype(np.int32)
     time_s = np.arange(100) / 20

@@ -1,4 +1,8 @@
-"""One-dimensional convolutions as matrix products."""
+"""One-dimensional convolutions as matrix products (im2col).
+
+CONV_2D with a kernel that changes is repacked by the runtime each time: 1.06 ms against 0.39 ms for a batch of 32, 50
+steps, 32 channels to 48, kernel 5, on one core (`benchmarks/program_step.py`); in browsers it is worse still.
+"""
 
 from typing import Any
 
