@@ -17,6 +17,7 @@ import httpx2
 
 from flsys_ray.device.client import CloudClient
 from flsys_ray.errors import InvalidInput, RangeUnsatisfiable, TryLater
+from flsys_ray.wire.answers import error_of
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 _PART, _TAG = ".part", ".etag"
