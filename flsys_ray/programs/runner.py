@@ -66,8 +66,8 @@ class Batch(NamedTuple):
 class Program:
     """A loaded program. It may be used from many threads: each gets its own interpreter on first use.
 
-    An interpreter computes on one thread and releases Python's global lock while it does: a Python loop beside a training
-    thread runs undisturbed (`benchmarks/program_step.py`). One of HAR-Wild takes about 13 MB.
+    An interpreter computes on one thread and releases Python's global lock while it does: a Python loop beside a
+    training thread runs undisturbed (`benchmarks/program_step.py`). One of HAR-Wild takes about 13 MB.
     """
 
     def __init__(self, data: bytes, manifest: Manifest) -> None:

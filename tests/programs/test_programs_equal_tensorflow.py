@@ -1,6 +1,7 @@
 """`train`, `evaluate` and `infer` of a program equal TensorFlow's own autodiff, step by step, for every layer."""
 
 import keras
+import numpy as np
 import pytest
 from keras_reference import check_equal
 from layer_cases import CASES, batches
@@ -43,3 +44,15 @@ def test_har_wild_without_dropout() -> None:
     program = Program.load(flsys_ray.compile(model, classes=builtin.classes, batch_size=8).data)
     scaled = [(9.8 * x, y, real) for x, y, real in batches(model, 3, 8, seed=3)]
     check_equal(model, program, scaled, rate=0.01, mu=0.1)
+
+
+def test_a_text_without_words_does_no_harm() -> None:
+    """Keras divides by the number of words, and gets NaN; a phone must survive an empty text."""
+    x = keras.Input((4,), dtype="int32")
+    words = keras.layers.Embedding(5, 3, mask_zero=True, name="words")(x)
+    model = keras.Model(x, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(words)))
+    program = Program.load(flsys_ray.compile(model, classes=("a", "b"), batch_size=2).data)
+    texts = np.array([[0, 0, 0, 0], [1, 2, 0, 0]], np.int32)
+    start = program.init(0)
+    trained = program.train(start, texts, np.array([0, 1]), epochs=3, learning_rate=0.5, rng=np.random.default_rng(0))
+    assert np.isfinite(program.infer(trained.parameters, texts)).all()

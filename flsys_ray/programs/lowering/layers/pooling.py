@@ -46,12 +46,13 @@ def _over_time(call: Call) -> bool:
 
 @lowers(keras.layers.GlobalAveragePooling1D)
 def global_average_pooling(x: Tensor, call: Call) -> Tensor:
-    """`GlobalAveragePooling1D`; with a Keras mask, the mean over the steps that it keeps."""
+    """`GlobalAveragePooling1D`; with a Keras mask, the mean over the steps that it keeps: 0 if none (NaN in Keras)."""
     keepdims = _over_time(call)
     if call.mask is None:
         return tf.reduce_mean(x, 1, keepdims=keepdims)
     weights = tf.cast(call.mask, tf.float32)[:, :, None]
-    return tf.reduce_sum(x * weights, 1, keepdims=keepdims) / tf.reduce_sum(weights, 1, keepdims=keepdims)
+    kept = tf.maximum(tf.reduce_sum(weights, 1, keepdims=keepdims), 1.0)
+    return tf.reduce_sum(x * weights, 1, keepdims=keepdims) / kept
 
 
 @lowers(keras.layers.GlobalMaxPooling1D)
