@@ -1,4 +1,4 @@
-"""Downloads of immutable objects: entity tags, ranges and caching (RFC 9110), read from the store piece by piece."""
+"""Downloads of immutable objects: entity tags, ranges and caching (RFC 9110)."""
 
 import re
 from collections.abc import Mapping
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
-from flsys_ray.errors import Missing, NotFound, RangeUnsatisfiable
+from flsys_ray.errors import Missing, NotFound
 from flsys_ray.storage.base import ObjectStore
 
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -27,7 +28,7 @@ class Download:
 
 
 def serve(store: ObjectStore, request: Request, download: Download) -> Response:
-    """Answer 200, 206 for a range, or 304. Raises `NotFound`, `RangeUnsatisfiable`."""
+    """Answer 200, 206 for a range, 304, or 416 with the size. Raises `NotFound`."""
     etag = f'"{download.sha256}"'
     headers = {
         "ETag": etag,
@@ -36,10 +37,10 @@ def serve(store: ObjectStore, request: Request, download: Download) -> Response:
         "Flsys-Sha256": download.sha256,
         **download.headers,
     }
-    if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
     try:
         size = store.get(download.key, 0, 0).size
+        if _is_held(request, etag):
+            return Response(status_code=304, headers=headers)
         span = _span(request, etag, size)
         if span is None:
             return Response(store.get(download.key).body, media_type=download.media_type, headers=headers)
@@ -49,6 +50,12 @@ def serve(store: ObjectStore, request: Request, download: Download) -> Response:
         return Response(body, status_code=206, media_type=download.media_type, headers=headers)
     except Missing:
         raise NotFound("no such object") from None
+
+
+def _is_held(request: Request, etag: str) -> bool:
+    """Return whether the caller says that it has the object (If-None-Match: weak comparison, RFC 9110 13.1.2)."""
+    given = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return etag in given or given == ["*"]
 
 
 def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
@@ -62,5 +69,5 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = int(first), size if last == "" else min(size, int(last) + 1)
     if start >= end:
-        raise RangeUnsatisfiable(f"the object has {size} bytes")
+        raise HTTPException(416, f"the object has {size} bytes", {"Content-Range": f"bytes */{size}"})
     return start, end
