@@ -158,6 +158,20 @@ def test_the_mean_depends_on_the_ratio_only(limit, weight, factor):
     assert one.mean().tobytes() == scaled.mean().tobytes()
 
 
+def test_the_mean_depends_on_the_ratio_only_where_totals_have_more_bits_than_a_float():
+    """Dividing such a total in one go would round twice, and differently for each factor."""
+    scale = FixedPoint(max_updates=64, max_weight=1024, max_abs=64.0)
+    draw = np.random.default_rng(0)
+    weight = 977
+    totals = draw.integers(-(2**59), 2**59, 100_000)
+    one = ExactSum(scale, totals, weight, 2).mean()
+    for factor in (3, 7, 15):
+        assert ExactSum(scale, totals * factor, weight * factor, 2).mean().tobytes() == one.tobytes()
+    for total, found in zip(totals[:500].tolist(), one[:500].tolist(), strict=True):
+        exact = Fraction(total, weight) / 2**scale.fraction_bits
+        assert abs(Fraction(found) - exact) <= Fraction(math.ulp(found))
+
+
 def test_an_empty_sum_has_no_mean():
     with pytest.raises(EmptyCohort):
         ExactSum.zero(FixedPoint(1, 1, 1.0), 3).mean()

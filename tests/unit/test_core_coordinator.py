@@ -175,6 +175,29 @@ def test_after_two_windows_a_device_that_never_came_back_is_no_candidate():
     assert sizes[2 * CANDIDATE_ROUNDS] == 1
 
 
+def test_a_restored_coordinator_knows_all_that_the_first_one_knew():
+    coordinator = coordinator_of(deadline_s=1000.0)
+    for device in ("a", "b"):
+        coordinator.submit(update_of(coordinator.check_in(device, OPENED)), OPENED)
+    coordinator.tick(OPENED + 40.0)
+    for _ in range(CANDIDATE_ROUNDS):
+        coordinator.check_in("visitor", OPENED + 40.0)
+        coordinator.tick(OPENED + 2000.0)
+    coordinator.submit(update_of(coordinator.check_in("c", OPENED + 2000.0)), OPENED + 2001.0)
+    coordinator.give_back(coordinator.check_in("d", OPENED + 2001.0), OPENED + 2001.0)
+    snapshot = coordinator.snapshot()
+    restored = Coordinator.restore(coordinator.model, LAYOUT, coordinator.plan, snapshot)
+    again = restored.snapshot()
+    for name in ("version", "round", "opened_at", "started_at", "entries", "fold", "last_duration_s"):
+        assert getattr(again, name) == getattr(snapshot, name), name
+    assert snapshot.last_duration_s is not None
+    assert again.candidates == snapshot.candidates
+    assert again.earlier_candidates == snapshot.earlier_candidates != again.candidates
+    assert restored.counters == coordinator.counters
+    for device in ("a", "b", "c", "d", "e"):
+        assert restored.check_in(device, OPENED + 2002.0) == coordinator.check_in(device, OPENED + 2002.0)
+
+
 def test_assignment_ids_sort_by_round_and_differ_by_model_and_device():
     ids = [assignment_id("m", round_, device) for round_ in (0, 9, 10, 12_345_678) for device in ("a", "b")]
     assert ids == sorted(ids, key=lambda key: int(key.split("-")[0]))
