@@ -238,6 +238,16 @@ def test_keys_come_in_the_order_of_their_code_points(store):
     assert last_key(store, "c") is None
 
 
+def test_after_begins_behind_a_key_whether_it_is_there_or_not(store):
+    for key in ("a/1", "a/2", "a/2-", "a/3", "b/0"):
+        store.put_new(key, b"")
+    assert list(store.list("a/", after="a/2")) == ["a/2-", "a/3"]
+    assert list(store.list("a/", after="a/20")) == ["a/3"]
+    assert list(store.list("a/", after="a/3")) == []
+    assert list(store.list("", after="a/3")) == ["b/0"]
+    assert list(store.list("a/", after="A")) == ["a/1", "a/2", "a/2-", "a/3"]
+
+
 @pytest.mark.parametrize("prefix", ["/", "/a", "../", "a/../", "a//", ".", ".locks/", "a/.", "a b", "ü", "a\x00"])
 def test_what_begins_no_key_is_refused_as_a_prefix(store, prefix):
     store.put_new("a/b", b"")

@@ -103,6 +103,12 @@ def test_a_decoded_delta_is_aligned_enough_to_compute_with():
         assert float(vector.sum()) == 28.0
 
 
+def test_the_order_of_metadata_is_not_told():
+    vector = np.zeros(3, dtype=np.float32)
+    one = encode_vector("delta", vector, {"a": "1", "b": "2"})
+    assert one == encode_vector("delta", vector, {"b": "2", "a": "1"})
+
+
 @pytest.mark.parametrize("metadata", [None, {"loss": "0.1", "num_examples": "3", "a": "ü", "z": '"'}])
 def test_the_library_reads_what_is_written_here(metadata):
     vector = np.arange(5, dtype=np.float32)
@@ -269,6 +275,17 @@ def test_hostile_files_are_unusable_and_the_answer_is_short(body):
     with pytest.raises(UpdateUnusable) as caught:
         decoded(body)
     assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize(("extra", "usable"), [(0, True), (1, False)])
+def test_a_header_may_have_so_many_bytes_and_no_more(extra, usable):
+    text = json.dumps({"__metadata__": METADATA, "delta": tensor()}).encode().ljust(MAX_HEADER_BYTES + extra)
+    body = assembled(text, DATA)
+    if usable:
+        assert decoded(body).num_examples == 12
+    else:
+        with pytest.raises(UpdateUnusable, match="header is missing, truncated or too long"):
+            decoded(body)
 
 
 def test_metadata_given_twice_means_one_thing():
