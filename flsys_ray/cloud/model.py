@@ -165,6 +165,7 @@ class DurableModel:
 
     def put_plan(self, plan: TrainingPlan) -> None:
         """Train by this plan from the next round on."""
+        self._look_up()
         with self._trusted():
             digest = save_plan(self.store, self.model, plan)
             if digest == self._head.plan_sha256:
@@ -175,6 +176,7 @@ class DurableModel:
 
     def put_program(self, program_sha256: str) -> None:
         """Train with this program, which is an object of the store already. Only before the start."""
+        self._look_up()
         if self._head.program_sha256 == program_sha256:
             return
         if self._head.version is not None:
@@ -184,7 +186,7 @@ class DurableModel:
 
     def start(self, initial: Callable[[bytes, int], Version]) -> None:
         """Open version 0, or go on after a pause. `initial(program, seed)` gives version 0's parameters."""
-        self.tick()
+        self._look_up()
         if self._head.state == "training":
             return
         if self._head.state == "finished":
@@ -206,14 +208,14 @@ class DurableModel:
 
     def pause(self) -> None:
         """Give out no more work. Updates of the open round still count."""
-        self.tick()
+        self._look_up()
         if self._head.state not in ("training", "paused"):
             raise Conflict(f"model {self.model!r} is {self._head.state}: only a training model can be paused")
         self._set_state("paused", "paused")
 
     def stop(self) -> None:
         """Finish: the newest version stays, no round opens any more."""
-        self.tick()
+        self._look_up()
         self._set_state("stopped", "finished")
 
     def info(self) -> ModelInfo:
@@ -252,6 +254,12 @@ class DurableModel:
     def _open(self) -> Coordinator | None:
         """Return the coordinator if a round is open: a draft has none yet, a finished model none any more."""
         return self._coordinator if self._head.state in ("training", "paused") else None
+
+    def _look_up(self) -> None:
+        """End what is due and check the fence: what a developer is told follows from a head that is still the last."""
+        self.tick()
+        with self._trusted():
+            self._journal.check_fence()
 
     def _take_over(self) -> Head:
         for _ in range(20):
