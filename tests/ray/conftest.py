@@ -5,6 +5,13 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+
+with warnings.catch_warnings():  # what Ray's own modules warn of when they are loaded
+    warnings.simplefilter("ignore")
+    import ray.serve.schema  # noqa: F401
+
+    import serve_apps.up  # noqa: F401
+
 from ray_cloud import OPERATOR_KEY, Up, compiled, free_port
 
 
