@@ -427,7 +427,7 @@ class FinishingMachine(CoordinatorMachine):
     stop_after = 2
 
 
-SETTINGS = settings(max_examples=250, stateful_step_count=60)
+SETTINGS = settings(max_examples=150, stateful_step_count=60)
 TestFederatedAveraging = CoordinatorMachine.TestCase
 TestFederatedAveraging.settings = SETTINGS
 TestAdamWithUniformSelection = AdamMachine.TestCase
