@@ -11,15 +11,25 @@ from flsys_ray.http import developer_api, device_api, problems
 from flsys_ray.http.limits import JsonBodyLimit
 from flsys_ray.wire.schemas import PROBLEM, Health, Problem
 
+_PROBLEM = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "Refused: `type` says why", "content": {PROBLEM: {}}, "model": Problem},
-    "5XX": {"description": "Not now: `Retry-After` says when", "content": {PROBLEM: {}}, "model": Problem},
+    "4XX": {"description": "Refused: `type` says why", "content": _PROBLEM},
+    "5XX": {"description": "Not now: `Retry-After` says when", "content": _PROBLEM},
 }
+
+
+class _App(FastAPI):
+    """Describes its problems under their own media type: `model=` would put them under that of the answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return document
 
 
 def create_app(cloud: Cloud | None = None) -> FastAPI:
     """Return the HTTP surface of a cloud. Without one it only knows its own description (OpenAPI)."""
-    app = FastAPI(
+    app = _App(
         title="FLSys on Ray",
         version=flsys_ray.__version__,
         description="Mobile-cloud federated learning: what phones and third-party developers call.",

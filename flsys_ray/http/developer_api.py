@@ -45,7 +45,7 @@ async def put_model(cloud: TheCloud, app_id: AppCall, model: Name, body: PlanReq
     return info
 
 
-@router.put("/models/{model}/program", openapi_extra={"requestBody": _binary(PROGRAM)})
+@router.put("/models/{model}/program", openapi_extra={"requestBody": {"required": True, **_binary(PROGRAM)}})
 async def put_program(cloud: TheCloud, app_id: AppCall, request: Request, model: Name) -> ModelInfo:
     """Give a model its device program, as `flsys_ray.compile` made it."""
     cloud.check_owner(app_id, model)

@@ -34,6 +34,14 @@ def _binary(media_type: str) -> dict[str, Any]:
     return {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
 
 
+def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: _binary(media_type),
+        206: {"description": "The range that was asked for", **_binary(media_type)},
+        304: {"description": "The caller has it already (`If-None-Match`)"},
+    }
+
+
 @router.post("/devices", status_code=status.HTTP_201_CREATED)
 async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolReply:
     """Enrol an installed app as a device. Asking again gives the same device a fresh token."""
@@ -46,7 +54,7 @@ async def check_in(cloud: TheCloud, device: DeviceCall, body: CheckInRequest) ->
     return await cloud.check_in(device, body)
 
 
-@router.get("/models/{model}/program/{sha256}", response_class=Response, responses={200: _binary(PROGRAM)})
+@router.get("/models/{model}/program/{sha256}", response_class=Response, responses=_file(PROGRAM))
 async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256) -> Response:
     """Download a device program. It never changes; `Range` resumes."""
     cloud.check_owner(app_id, model)
@@ -54,7 +62,7 @@ async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, mod
     return await run_in_threadpool(serve, cloud.store, request, download)
 
 
-@router.get("/models/{model}/versions/{number}", response_class=Response, responses={200: _binary(SAFETENSORS)})
+@router.get("/models/{model}/versions/{number}", response_class=Response, responses=_file(SAFETENSORS))
 async def get_version(
     cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, number: VersionNumber
 ) -> Response:
@@ -67,7 +75,9 @@ async def get_version(
     return await run_in_threadpool(serve, cloud.store, request, download)
 
 
-@router.put("/assignments/{assignment_id}/update", openapi_extra={"requestBody": {**_binary(SAFETENSORS)}})
+@router.put(
+    "/assignments/{assignment_id}/update", openapi_extra={"requestBody": {"required": True, **_binary(SAFETENSORS)}}
+)
 async def put_update(
     cloud: TheCloud, device: DeviceCall, request: Request, assignment_id: AssignmentId, token: AssignmentToken = ""
 ) -> UpdateReply:

@@ -7,7 +7,7 @@ writing to it, between storing an update and counting it, between counting it an
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -166,7 +166,7 @@ def verify(rivals: Rivals) -> None:
     assert not rivals.given_back & set(held)
     entries = [*Journal(store, MODEL).entries()]
     assert [entry.seq for entry in entries] == list(range(len(entries)))
-    for before, info in zip(infos, infos[1:], strict=False):
+    for before, info in pairwise(infos):
         assert load_parameters(store, MODEL, info.weights_sha256, SIZE).tobytes() == computed(store, before, info)
     event(f"versions {min(len(infos), 6)}")
 
