@@ -26,6 +26,7 @@ from flsys_ray.errors import DataInvalid
 _BOX_POINTS = 8  # midpoints of the box where the line is read: 160 readings a second on a 20 Hz grid
 _DECIMALS = 6  # UNIX seconds in float64 are exact to 2.4e-7 s: a microsecond is the same wherever the clock's zero is
 _TOLERANCE_S = 1e-6
+SLACK_S = 0.5e-6  # limits are compared with it, so that a distance of exactly the limit is within it on any clock
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def resample(timestamps_s: ArrayLike, values: ArrayLike, rate_hz: float, *, gap_
     codes = np.zeros(len(instants), np.int64)
     instants, rows, _ = average_duplicates(instants[order], rows[order], codes)
     stretches = []
-    for piece in np.split(np.arange(len(instants)), np.flatnonzero(np.diff(instants) > gap_s) + 1):
+    for piece in np.split(np.arange(len(instants)), np.flatnonzero(np.diff(instants) > gap_s + SLACK_S) + 1):
         if len(piece):
             start_s = float(instants[piece[0]])
             relative = seconds_since(start_s, instants[piece])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flsys_ray.data.resampling import (
+    SLACK_S,
     average_duplicates,
     finite_rows,
     grid_points,
@@ -203,6 +204,8 @@ class WindowCutter:
         self._names: dict[int, str | None] = {_UNLABELLED: None}
         self._waiting = _NO_ROWS
         self._newest_s = -np.inf
+        self._late_s = self.spec.lateness_s + SLACK_S
+        self._gap_s = self.spec.gap_s + SLACK_S
         self._stretch: _OpenStretch | None = None
         self._stretches = 0
 
@@ -258,11 +261,11 @@ class WindowCutter:
         windows: list[Window] = []
         while len(rows.instants):
             newest = np.maximum.accumulate(np.r_[self._newest_s, rows.instants])
-            back = np.flatnonzero(rows.instants < newest[:-1] - self.spec.lateness_s)
+            back = np.flatnonzero(rows.instants < newest[:-1] - self._late_s)
             end = int(back[0]) if len(back) else len(rows.instants)
             self._newest_s = float(newest[end])
             self._waiting = _sorted(self._waiting.then(rows.part(slice(0, end))))
-            settled = int(np.searchsorted(self._waiting.instants, self._newest_s - self.spec.lateness_s, side="left"))
+            settled = int(np.searchsorted(self._waiting.instants, self._newest_s - self._late_s, side="left"))
             windows += self._consume(self._waiting.part(slice(0, settled)))
             self._waiting = self._waiting.part(slice(settled, None))
             if len(back) or len(self._waiting.instants) > _MAX_WAITING_ROWS:
@@ -275,7 +278,7 @@ class WindowCutter:
         if not len(rows.instants):
             return []
         rows = _Rows(*average_duplicates(*rows))
-        breaks = (np.diff(rows.instants) > self.spec.gap_s) | (np.diff(rows.codes) != 0)
+        breaks = (np.diff(rows.instants) > self._gap_s) | (np.diff(rows.codes) != 0)
         windows: list[Window] = []
         for piece in np.split(np.arange(len(rows.instants)), np.flatnonzero(breaks) + 1):
             windows += self._extend(rows.part(piece))
@@ -286,7 +289,7 @@ class WindowCutter:
         windows: list[Window] = []
         code = int(piece.codes[0])
         open_ = self._stretch
-        if open_ and (piece.instants[0] - open_.last_s > self.spec.gap_s or open_.code != code):
+        if open_ and (piece.instants[0] - open_.last_s > self._gap_s or open_.code != code):
             windows += self._close()
         if self._stretch is None:
             self._stretch = _OpenStretch(self.spec, float(piece.instants[0]), code)

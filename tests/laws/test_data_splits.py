@@ -88,6 +88,19 @@ def test_a_held_out_part_shares_no_time_and_loses_only_what_would(examples, frac
     assert np.array_equal(again[1].x, held_out.x)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_recording_that_is_there_twice_is_not_in_both_parts(seed):
+    """As user 01 of MotionSense, whose trial sit_13 is a copy of sit_5."""
+    x = np.random.default_rng(0).normal(size=(40, 4, 3)).astype(np.float32)
+    starts = np.tile(np.arange(40) * 5.0, 2)
+    sessions = np.repeat(np.array(["sit_5", "sit_13"]), 40)
+    twice = Examples("01", np.concatenate([x, x]), np.zeros(80, np.int32), starts, starts + 5.0, sessions)
+    train, held_out = held_out_part(twice, 0.25, seed)
+    check_no_leak({"train": [train], "held out": [held_out]}, users_may_repeat=True)
+    assert len(held_out) > 10
+    assert len(train) > 30
+
+
 def test_a_held_out_part_has_the_fraction_on_average():
     rng = np.random.default_rng(0)
     count = 400

@@ -39,7 +39,7 @@ def reference_windows(instants, values, labels, spec):
     """Cut windows sample by sample, in plain Python, from the definition in the module's docstring."""
     sessions, newest = [[]], -math.inf
     for t, v, label in zip(np.round(instants, 6).tolist(), values, labels, strict=True):
-        if t < newest - spec.lateness_s:
+        if newest - t > spec.lateness_s + 5e-7:
             sessions.append([])
             newest = -math.inf
         newest = max(newest, t)
@@ -48,7 +48,7 @@ def reference_windows(instants, values, labels, spec):
     for session in sessions:
         previous = None
         for (t, label), group in itertools.groupby(sorted(session, key=lambda s: s[0]), key=lambda s: (s[0], s[2])):
-            if previous is None or t - previous[0] > spec.gap_s or label != previous[1]:
+            if previous is None or t - previous[0] > spec.gap_s + 5e-7 or label != previous[1]:
                 stretches.append((label, []))
             stretches[-1][1].append((t, np.mean([v for _, v, _ in group], axis=0)))
             previous = (t, label)
@@ -77,7 +77,10 @@ def messy_streams(draw):
     steps[rng.random(count) < draw(st.sampled_from([0.0, 0.02]))] = -3.0
     instants = np.round(np.cumsum(steps) + draw(st.sampled_from([0.0, 1.6e9])), 3)
     late = rng.random(count) < draw(st.sampled_from([0.0, 0.2]))
-    instants = np.where(late, instants - rng.uniform(0, 0.3, count), instants)
+    delays = draw(st.sampled_from([rng.uniform(0, 0.3, count), np.full(count, SPEC.lateness_s)]))
+    instants = np.where(late, instants - delays, instants)
+    if draw(st.booleans()):  # a coarse clock: many samples share an instant, or lie at the lateness exactly
+        instants = np.round(np.round(instants * 20) / 20, 3)
     values = rng.normal(0, 5, (count, 3)).astype(np.float32)
     changes = np.cumsum(rng.random(count) < draw(st.sampled_from([0.0, 0.01])))
     return instants, values, [(None, "walking", "sitting")[c % 3] for c in changes]
