@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -36,7 +36,7 @@ class World:
     store: ObjectStore
     clock: Clock
     cloud: Cloud
-    program: bytes
+    program: bytes = field(repr=False)
     size: int
 
     # Developers
