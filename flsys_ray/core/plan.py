@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     AnySelector = Selector
     AnyPacing = Pacing
 else:
-    AnyRule = RULES.union()
-    AnyOptimizer = OPTIMIZERS.union()
-    AnySelector = SELECTORS.union()
-    AnyPacing = PACINGS.union()
+    AnyRule = RULES.union("weighted_mean")
+    AnyOptimizer = OPTIMIZERS.union("sgd")
+    AnySelector = SELECTORS.union("uniform")
+    AnyPacing = PACINGS.union("rounds")
 
 
 _EXTENSIONS: dict[str, Registry[Any]] = {

@@ -48,16 +48,21 @@ class Registry(Generic[E]):
                 raise TypeError(f"{self.package}: {kind.__qualname__} and {found[name].__qualname__} are both {name!r}")
         return dict(sorted(found.items()))
 
-    def union(self) -> Any:
-        """Return the pydantic type of a field that takes any of them. A bare name stands for all defaults."""
+    def union(self, default: str) -> Any:
+        """Return the pydantic type of a field that takes any of them.
+
+        A bare name stands for all defaults; hyper-parameters without a name are those of the extension `default`.
+        """
+
+        def named(value: Any) -> Any:
+            if isinstance(value, str):
+                return {"name": value}
+            return {"name": default, **value} if isinstance(value, dict) else value
+
         kinds = tuple(self.classes.values())
         if len(kinds) == 1:
-            return Annotated[kinds[0], BeforeValidator(_from_bare_name)]
-        return Annotated[Union[kinds], Field(discriminator="name"), BeforeValidator(_from_bare_name)]  # noqa: UP007
-
-
-def _from_bare_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+            return Annotated[kinds[0], BeforeValidator(named)]
+        return Annotated[Union[kinds], Field(discriminator="name"), BeforeValidator(named)]  # noqa: UP007
 
 
 def _concrete(base: type[E]) -> list[type[E]]:

@@ -246,3 +246,17 @@ def test_the_scale_follows_from_pacing_and_limits():
     plan = parse_plan({"pacing": {"name": "rounds", "cohort": 7}, "limits": {"max_examples": 11, "max_abs_delta": 3.0}})
     scale = plan.scale()
     assert (scale.max_updates, scale.max_weight, scale.max_abs) == (plan.pacing.max_updates, 11, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("pacing", {"cohort": 5}),
+        ("selection", {"open_at_fraction": 0.25}),
+        ("aggregation", {}),
+        ("server_optimizer", {"learning_rate": 0.5}),
+    ],
+)
+def test_hyper_parameters_without_a_name_are_those_of_the_default(field: str, values: dict[str, object]) -> None:
+    default = getattr(TrainingPlan(), field)
+    assert getattr(parse_plan({field: values}), field) == default.model_copy(update=values)

@@ -111,9 +111,10 @@ def test_entry_points_add_extensions_of_other_distributions(package, monkeypatch
 def test_a_field_takes_a_bare_name_or_a_mapping(package, count):
     for number in range(count):
         package(f"shape{number}", f"Shape{number}", f"shape{number}")
-    adapter = TypeAdapter(registry_of(package).union())
+    adapter = TypeAdapter(registry_of(package).union("shape0"))
     assert adapter.validate_python("shape0").side == 1.0
     assert adapter.validate_python({"name": "shape0", "side": 2.5}).side == 2.5
+    assert adapter.validate_python({"side": 2.5}).side == 2.5
     for wrong in (
         "shape9",
         {"name": "shape9"},
