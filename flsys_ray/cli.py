@@ -11,14 +11,17 @@ import typer
 
 import flsys_ray
 from flsys_ray.commands import apps, cloud, data, demo, devices, models
-from flsys_ray.commands.options import errors
+from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
+
+EXTRAS = {"ray": "cloud", "ai_edge_litert": "device", "tensorflow": "keras", "keras": "keras"}
 
 app = typer.Typer(
     name="flsys",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Mobile-cloud federated learning on Ray: phones train, only updates leave them.",
 )
 app.command()(demo.demo)
@@ -49,7 +52,17 @@ def main() -> None:
     try:
         app()
     except FlsysError as error:
-        errors.print(f"flsys: {error.message}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(1)
+        fail(error.message)
+    except ConnectionError as error:  # of Ray: every other connection is ours, and raises a `TryLater`
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        fail(f"this command needs {missing}: pip install 'flsys-ray[{EXTRAS[missing]}]'")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,7 +7,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from flsys_ray.commands.options import AsJson, console, print_json
+from flsys_ray.commands.options import AsJson, console, print_json, print_table
 
 group = typer.Typer(no_args_is_help=True, help="Data sets: where they come from and what is there.")
 Out = Annotated[
@@ -28,7 +28,7 @@ def list_(as_json: AsJson = False) -> None:
     for entry in entries:
         counts = ("-" if n is None else str(n) for n in (entry.users, entry.windows))
         table.add_row(entry.name, entry.state, entry.source, *counts, entry.title)
-    console.print(table)
+    print_table(table)
 
 
 @group.command()

@@ -3,6 +3,7 @@
 The cloud is a `flsys up` of its own; the phones are real device runtimes that reach it over HTTP.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -48,7 +49,7 @@ def demo(
     phones: Annotated[int | None, typer.Option(min=1, help="How many; default: one for each training user.")] = None,
     versions: Annotated[int, typer.Option(min=1, help="How many versions to commit.")] = 15,
     data: Annotated[str | None, typer.Option(help="A data set; default: the best at hand.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep store, phones and logs in this folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep store, phones, logs and demo.json in this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the cloud, enrol phones, train HAR-Wild through it over HTTP, and compare with version 0."""
@@ -56,7 +57,7 @@ def demo(
 
     def say(text: str) -> None:
         if not as_json:
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text)
 
     with _folder(keep) as folder, ThreadPoolExecutor(2) as pool:
         program = pool.submit(_program)
@@ -67,8 +68,11 @@ def demo(
             body = program.result()
             say(f"program   {MODEL}: {len(body) / 1024:.0f} kB, built-in LiteRT operators only")
             _train(folder, url, key, data_set, body, phones, versions, watched, say, quiet=as_json)
+    report = _report(watched)
+    if keep is not None:
+        (keep / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
     if as_json:
-        print_json(_report(watched))
+        print_json(report)
         return
     for result in (watched.results[0], watched.results[-1]):
         say(result.line())

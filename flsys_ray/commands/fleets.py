@@ -135,7 +135,7 @@ class Watch:
 
     def _say(self, model: str, closed: RoundInfo) -> None:
         if not self._quiet:
-            console.print(round_line(model, closed), highlight=False, soft_wrap=True)
+            console.print(round_line(model, closed))
 
     def _done(self) -> bool:
         if self._end is not None and time.monotonic() > self._end:

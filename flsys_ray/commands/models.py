@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, print_json, split_names
+from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, print_json, print_table, split_names
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.developer import Action
 from flsys_ray.errors import InvalidInput
@@ -57,7 +57,7 @@ def list_(url: Url = None, app_key: AppKey = None, as_json: AsJson = False) -> N
     table = Table("model", "state", "version", "round", "counted", "accuracy on phones")
     for model in models:
         table.add_row(*_row(model))
-    console.print(table)
+    print_table(table)
 
 
 @group.command()
@@ -82,6 +82,17 @@ def show(
     model = base.get(name)
     if plan:
         print(parse_plan(model.default_plan()).to_yaml(), end="")
+    elif as_json:
+        print_json(
+            {
+                "name": model.name,
+                "summary": model.summary,
+                "input_shape": model.input_shape,
+                "input_meaning": model.input_meaning,
+                "classes": model.classes,
+                "plan": model.default_plan(),
+            }
+        )
     else:
         console.print(f"{model.name}: {model.summary}\ninput {model.input_shape}: {model.input_meaning}")
         console.print(f"classes: {', '.join(model.classes)}")
@@ -98,7 +109,7 @@ def rounds(name: str, url: Url = None, app_key: AppKey = None, as_json: AsJson =
     table = Table("round", "version", "assigned", "counted", "late", "given back", "loss", "accuracy on phones", "s")
     for info in found:
         table.add_row(*_round_row(info))
-    console.print(table)
+    print_table(table)
 
 
 @group.command()
@@ -154,7 +165,10 @@ def _act(name: str, action: Action, url: str | None, app_key: str | None, *, as_
 
 def _plan(file: Path | None, builtin: str | None) -> TrainingPlan:
     if file is not None:
-        return parse_plan_yaml(file.read_text())
+        try:
+            return parse_plan_yaml(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise InvalidInput(f"plan: {file} is not a text file") from None
     if builtin is None:
         raise InvalidInput("a program file needs a training plan: give --plan FILE")
     from flsys_ray.models import base
@@ -174,19 +188,16 @@ def _show(info: ModelInfo, *, as_json: bool) -> None:
         print_json(info)
         return
     state, version = info.state, "no version yet" if info.version is None else f"version {info.version}"
-    console.print(f"{info.model}: {state}, {version}", highlight=False)
+    console.print(f"{info.model}: {state}, {version}")
     if info.open_round is not None:
         counters = info.open_round.counters
         console.print(
             f"round {info.open_round.round}: {counters.assigned} assigned, {counters.counted} counted, "
             f"{counters.given_back} given back, {counters.pending} at work",
-            highlight=False,
         )
     if info.last_metrics is not None:
         metrics = info.last_metrics
-        console.print(
-            f"on {metrics.devices} phones' held-out examples: accuracy {metrics.accuracy:.3f}", highlight=False
-        )
+        console.print(f"on {metrics.devices} phones' held-out examples: accuracy {metrics.accuracy:.3f}")
 
 
 def _row(model: ModelInfo) -> tuple[str, ...]:
@@ -223,7 +234,7 @@ def _list_builtin(*, as_json: bool) -> None:
     table = Table("built-in model", "summary")
     for name, model in models.items():
         table.add_row(name, model.summary)
-    console.print(table)
+    print_table(table)
 
 
 def _number(text: str) -> int:

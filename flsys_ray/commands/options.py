@@ -1,11 +1,12 @@
 """Options that several commands share, and how their values are found."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.table import Table
 
 from flsys_ray.commands.state import running
 from flsys_ray.developer import DeveloperClient
@@ -19,8 +20,19 @@ OperatorKey = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-console = Console()
-errors = Console(stderr=True)
+WIDE = 400
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return a console that keeps a line whole, however long; for scripts, tables too are as wide as they need."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = WIDE
+    return made
+
+
+console = _console()
+errors = _console(stderr=True)
 
 
 def cloud_url(given: str | None) -> str:
@@ -37,7 +49,25 @@ def developer(url: str | None, app_key: str | None) -> DeveloperClient:
     """Return a client for an app. Raises `InvalidInput` without a key."""
     if not app_key:
         raise InvalidInput("no app key: give --app-key, or set FLSYS_APP_KEY to what `flsys app create` printed")
-    return DeveloperClient(cloud_url(url), app_key)
+    return client(url, app_key)
+
+
+def client(url: str | None, key: str) -> DeveloperClient:
+    """Return a client with a key. Raises `InvalidInput` for one that no header can carry."""
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("a key has ASCII letters, digits, - and _ only: this one was not copied as it was printed")
+    return DeveloperClient(cloud_url(url), key)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; in a terminal it is folded to the terminal's width."""
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on stderr and exit with status 1."""
+    errors.print(f"flsys: {' '.join(message.split())}", style="red", markup=False, emoji=False)
+    sys.exit(1)
 
 
 def print_json(value: BaseModel | Any) -> None:

@@ -49,13 +49,18 @@ def forget() -> None:
     (state_folder() / "cloud.json").unlink(missing_ok=True)
 
 
-def operator_key(given: str | None) -> str:
-    """Return the operator's key: the one given (and keep it), the one in the file, or a new one."""
+def kept_operator_key() -> str | None:
+    """Return the operator's key in the file that `flsys up` wrote, or None."""
     path = state_folder() / "operator.key"
-    if given is None and path.exists():
-        return path.read_text().strip()
-    key = given or new_operator_key()
-    _write(path, key + "\n")
+    return path.read_text().strip() if path.exists() else None
+
+
+def operator_key(given: str | None) -> str:
+    """Return the operator's key for a cloud to start: the one given (and keep it), the one kept, or a new one."""
+    kept = kept_operator_key()
+    key = given or kept or new_operator_key()
+    if key != kept:
+        _write(state_folder() / "operator.key", key + "\n")
     return key
 
 
