@@ -213,11 +213,11 @@ def test_straight_lines_pass_unchanged(seed, source_hz):
     np.testing.assert_allclose(stretch.values[:, 0], 3.0 * grid - 7.0, atol=1e-5)
 
 
-@given(st.integers(2, 400), st.floats(0, 1e4))
+@given(st.integers(2, 400), st.integers(0, 2_000_000_000_000).map(lambda ms: ms / 1000))
 def test_samples_on_the_grid_stay_as_they_are(count, start_s):
     values = np.random.default_rng(count).normal(size=(count, 3))
     (stretch,) = resample(start_s + np.arange(count) / 20.0, values, 20.0)
-    np.testing.assert_allclose(stretch.values, values, atol=1e-6)
+    np.testing.assert_allclose(stretch.values, values, atol=1e-4)
 
 
 @given(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3))
