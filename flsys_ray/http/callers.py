@@ -17,7 +17,7 @@ _device = HTTPBearer(scheme_name="device token", auto_error=False)
 Given = HTTPAuthorizationCredentials | None
 
 
-def get_cloud(request: Request) -> Cloud:
+async def get_cloud(request: Request) -> Cloud:
     """Return the cloud that this HTTP app stands in front of."""
     cloud: Cloud = request.app.state.cloud
     return cloud
@@ -34,7 +34,7 @@ def _app_call(cloud: TheCloud, given: Annotated[Given, Depends(_app)]) -> str:
     return cloud.credentials.check_app(_secret(given, "an app key"))
 
 
-def _device_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)]) -> Device:
+async def _device_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)]) -> Device:
     return cloud.credentials.check_device(_secret(given, "a device token"), cloud.clock())
 
 
