@@ -35,12 +35,20 @@ def draw(report: dict[str, Any], target: Path) -> None:
     numbers = [v["version"] for v in versions]
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(8, 3.6))
-        for key, name, colour in (("accuracy", "accuracy", LINE), ("macro_f1", "macro-F1", SECOND)):
+        close = abs(last["accuracy"] - last["macro_f1"]) < 0.08
+        up = 7 if last["accuracy"] >= last["macro_f1"] else -7
+        lines = (("accuracy", "accuracy", LINE, up), ("macro_f1", "macro-F1", SECOND, -up))
+        for key, name, colour, shift in lines:
             values = [v[key] for v in versions]
             axes.plot(numbers, values, color=colour, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
             label = f"{name} {values[-1]:.2f}"
             axes.annotate(
-                label, (numbers[-1], values[-1]), (9, 0), textcoords="offset points", color=colour, va="center"
+                label,
+                (numbers[-1], values[-1]),
+                (9, shift if close else 0),
+                textcoords="offset points",
+                color=colour,
+                va="center",
             )
         axes.set_xlim(0, max(1, numbers[-1]))
         axes.set_ylim(0, 1)
