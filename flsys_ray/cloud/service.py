@@ -18,7 +18,7 @@ from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected
-from flsys_ray.errors import AlreadyExists, Conflict, Late, Missing, NotFound
+from flsys_ray.errors import AlreadyExists, Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, check_key, put_same
 from flsys_ray.wire.schemas import (
@@ -29,7 +29,6 @@ from flsys_ray.wire.schemas import (
     EnrolReply,
     EvaluationReply,
     EvaluationRequest,
-    ModelCandidacy,
     ModelInfo,
     ModelsReply,
     ProgramLink,
@@ -68,22 +67,25 @@ class Cloud:
         return self.credentials.enrol(app_id, installation_id, self.clock())
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
-        """Give a device what work there is, and say when to come back."""
-        answers = await asyncio.gather(*(self._ask(device, candidacy) for candidacy in request.models))
-        known = [(c, answer) for c, answer in zip(request.models, answers, strict=True) if answer is not None]
+        """Give a device what work there is, and say when to come back. A model that is down stops no other."""
+        names = [candidacy.model for candidacy in request.models]
+        answers = dict(zip(names, await asyncio.gather(*(self._ask(device, name) for name in names)), strict=True))
         assignments, rejections, waits = [], [], []
-        for candidacy, answer in known:
-            if isinstance(answer.outcome, Offer):
+        for name, answer in answers.items():
+            if answer is None:
+                rejections.append(Rejection(model=name, reason="unknown-model"))
+            elif isinstance(answer, TryLater):
+                rejections.append(Rejection(model=name, reason="unavailable"))
+                waits.append(answer.retry_after_s)
+            elif isinstance(answer.outcome, Offer):
                 assignments.append(self._message(answer.outcome))
             else:
-                rejections.append(Rejection(model=candidacy.model, reason=answer.outcome.reason))
+                rejections.append(Rejection(model=name, reason=answer.outcome.reason))
                 waits.append(answer.outcome.retry_after_s)
-        unknown = [c.model for c, answer in zip(request.models, answers, strict=True) if answer is None]
-        rejections += [Rejection(model=model, reason="unknown-model") for model in unknown]
         return CheckInReply(
             assignments=assignments,
             rejections=rejections,
-            eligibility={candidacy.model: answer.eligibility for candidacy, answer in known},
+            eligibility={n: answer.eligibility for n, answer in answers.items() if isinstance(answer, CheckInAnswer)},
             retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
         )
 
@@ -192,10 +194,14 @@ class Cloud:
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, device: Device, candidacy: ModelCandidacy) -> CheckInAnswer | None:
-        if not self._is_app_of(device.app_id, candidacy.model):
+    async def _ask(self, device: Device, model: str) -> CheckInAnswer | TryLater | None:
+        """Return a model's answer, the error of one that is down, or None for one that is not the device's app's."""
+        if not self._is_app_of(device.app_id, model):
             return None
-        return await _if_there(self.hosts.model(candidacy.model).check_in(device.device_id))
+        try:
+            return await _if_there(self.hosts.model(model).check_in(device.device_id))
+        except TryLater as error:
+            return error
 
     def _message(self, offer: Offer) -> AssignmentMessage:
         work = offer.assignment

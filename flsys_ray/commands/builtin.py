@@ -1,24 +1,39 @@
-"""Compiles built-in models."""
+"""Compiles built-in models, in a process of its own: TensorFlow's gigabyte and its talk stay there."""
 
-import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
+from flsys_ray.errors import ProgramInvalid
 from flsys_ray.models import base
 
 
 def compile_builtin(name: str, classes: tuple[str, ...] | None = None) -> bytes:
-    """Return the program file of a built-in model. Loads TensorFlow (the extra `keras`)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start talks of processors and missing GPUs
-    import flsys_ray
+    """Return the program file of a built-in model.
 
+    Raises:
+        NotFound: there is no such model.
+        ProgramInvalid: it cannot be compiled; without the extra `keras`, for want of TensorFlow.
+    """
     model = base.get(name)
-    chosen = classes or model.classes
-    program = flsys_ray.compile(
-        model.build(chosen),
-        classes=chosen,
-        batch_size=model.batch_size,
-        local_optimizer=model.local_optimizer,
-        name=model.name,
-        assets=dict(model.assets()),
-    )
-    data: bytes = program.data
-    return data
+    with tempfile.TemporaryDirectory(prefix="flsys-compile-") as folder:
+        path = Path(folder) / "program.tflite"
+        command = [sys.executable, "-m", "flsys_ray.commands.builtin", name, str(path), *(classes or model.classes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            why = re.sub(r"^flsys_ray\.errors\.\w+: ", "", said[-1])
+            raise ProgramInvalid(f"built-in model {name}: it could not be compiled: {why}")
+        return path.read_bytes()
+
+
+def _compile_here(name: str, path: str, classes: list[str]) -> None:
+    from flsys_ray.programs import compile as programs
+
+    programs.compile_builtin(base.get(name), classes).save(path)
+
+
+if __name__ == "__main__":
+    _compile_here(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -123,7 +123,7 @@ class Rejection(Message):
     """Why there is no assignment of this model now."""
 
     model: Name
-    reason: Reason | Literal["unknown-model"]
+    reason: Reason | Literal["unknown-model", "unavailable"]
 
 
 class CheckInReply(Message):

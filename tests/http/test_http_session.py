@@ -9,6 +9,7 @@ from safetensors.numpy import load
 from tiny_program import CLASSES, LEAVES, PARAMETERS
 
 from flsys_ray.core.plan import parse_plan
+from flsys_ray.errors import TryLater
 from flsys_ray.programs.runner import Program
 
 
@@ -401,6 +402,26 @@ def test_a_check_in_for_unknown_models_only_is_answered(world: World, key):
     reply = world.check_in(world.device(key, "one"), "nobodys")
     assert (reply["assignments"], reply["eligibility"]) == ([], {})
     assert reply["retry_after_s"] == 60
+
+
+def test_a_model_that_is_down_stops_no_other(world: World, key):
+    world.training(key)
+    world.training(key, "down")
+    hosts = world.cloud.hosts
+
+    class Down:
+        async def check_in(self, device_id):
+            raise TryLater("its actor is being restarted", 7.0)
+
+    class HalfDown:
+        def model(self, name):
+            return Down() if name == "down" else hosts.model(name)
+
+    world.cloud.hosts = HalfDown()
+    reply = world.check_in(world.device(key, "one"), "down", "tiny")
+    assert [work["model"] for work in reply["assignments"]] == ["tiny"]
+    assert reply["rejections"] == [{"model": "down", "reason": "unavailable"}]
+    assert reply["retry_after_s"] == 7.0
 
 
 def test_a_model_that_was_half_created_hides_nothing_else(world: World, key):
