@@ -8,7 +8,8 @@
     │   │   └── NotLowerable        program-not-lowerable   422   `operator`, `layer`
     │   ├── DataInvalid             data-invalid            422
     │   │   └── DataLeak            data-leak               422
-    │   └── EmptyCohort             empty-cohort            422
+    │   ├── EmptyCohort             empty-cohort            422
+    │   └── CohortTooSmall          cohort-too-small        422
     ├── Unauthenticated             unauthenticated         401
     ├── Forbidden                   forbidden               403
     ├── NotFound                    not-found               404
@@ -101,6 +102,12 @@ class EmptyCohort(InvalidInput):
     """An aggregation rule was asked to finish without a single update."""
 
     code, status, title = "empty-cohort", 422, "No update to aggregate"
+
+
+class CohortTooSmall(InvalidInput):
+    """An aggregation rule was asked to finish with fewer updates than it needs."""
+
+    code, status, title = "cohort-too-small", 422, "Too few updates to aggregate"
 
 
 class Unauthenticated(FlsysError):

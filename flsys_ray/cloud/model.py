@@ -20,19 +20,12 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, was_counted
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
-from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version, sha256
+from flsys_ray.cloud.stored_updates import StoredUpdates, to_update
+from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
-from flsys_ray.core.types import (
-    Assignment,
-    Counted,
-    GivenBack,
-    Rejected,
-    RoundSummary,
-    Update,
-    Version,
-)
+from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
 from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
@@ -332,7 +325,15 @@ class DurableModel:
         layout = self._manifest.to_layout()
         plan = load_plan(self.store, self.model, head.round_plan_sha256)
         version = load_version(self.store, self.model, ref, layout.size, plan.server_optimizer)
-        self._coordinator = Coordinator(self.model, layout, plan, version, round_=head.round, opened_at=head.opened_at)
+        self._coordinator = Coordinator(
+            self.model,
+            layout,
+            plan,
+            version,
+            round_=head.round,
+            opened_at=head.opened_at,
+            updates=StoredUpdates(self.store, self.model),
+        )
         self._refold(self._coordinator, layout, plan)
         self._evaluations.recover(head.round)
 
@@ -351,9 +352,7 @@ class DurableModel:
                 decoded = decode_update(body, layout, plan.limits.max_abs_delta)
             except UpdateUnusable:
                 continue  # refused when it came, and refused again
-            digest = sha256(body)
-            update = Update(assignment, decoded.delta, decoded.num_examples, decoded.loss, digest)
-            coordinator.submit(update, now)
+            coordinator.submit(to_update(assignment, decoded, body), now)
 
     def _check_in(self, device_id: str) -> Offer | Rejected:
         head, coordinator = self._head, self._coordinator

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
-from flsys_ray.cloud.versions import sha256
+from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected, Update
 from flsys_ray.errors import AlreadyExists, Late, Missing, UpdateUnusable
@@ -80,7 +80,7 @@ class Updates:
             decoded = decode_update(body, layout, plan.limits.max_abs_delta)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {work.model} v{work.version}: {error.message}") from None
-        return Update(work, decoded.delta, decoded.num_examples, decoded.loss, sha256(body))
+        return to_update(work, decoded, body)
 
 
 def _late(ticket: Ticket, reason: str) -> Late:

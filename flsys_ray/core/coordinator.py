@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flsys_ray.core.distinct import DistinctCount
-from flsys_ray.core.layout import Layout
+from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
@@ -26,6 +26,7 @@ from flsys_ray.core.selection.base import Candidacy
 from flsys_ray.core.types import (
     Assignment,
     Commit,
+    Contribution,
     Counted,
     Counters,
     GivenBack,
@@ -36,6 +37,7 @@ from flsys_ray.core.types import (
     UpdateRef,
     Version,
 )
+from flsys_ray.core.updates import HeldUpdates, UpdateReader
 
 Outcome = Literal["pending", "counted", "given-back"]
 SOON_S = 1.0
@@ -64,6 +66,7 @@ class Snapshot:
     started_at: float | None
     entries: tuple[tuple[str, Entry], ...]
     fold: Any
+    held: tuple[tuple[str, Vector], ...]
     candidates: DistinctCount
     earlier_candidates: DistinctCount
     last_duration_s: float | None
@@ -80,10 +83,19 @@ class Coordinator:
         round_: the number of the open round.
         opened_at: when it opened, UTC seconds. Its clock starts with its first assignment: a model that no device
             asks for waits in one open round.
+        updates: reads counted updates again, for a rule that needs them. Without one their deltas are held in memory.
     """
 
     def __init__(
-        self, model: str, layout: Layout, plan: TrainingPlan, version: Version, *, round_: int, opened_at: float
+        self,
+        model: str,
+        layout: Layout,
+        plan: TrainingPlan,
+        version: Version,
+        *,
+        round_: int,
+        opened_at: float,
+        updates: UpdateReader | None = None,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -96,6 +108,8 @@ class Coordinator:
         self._counters = Counters()
         self._scale = plan.scale()
         self._fold = plan.aggregation.init(self._scale, layout.size)
+        self._held = HeldUpdates() if updates is None and plan.aggregation.reads_updates else None
+        self._updates = updates or self._held or HeldUpdates()
         self._candidates = DistinctCount()
         self._earlier_candidates = DistinctCount()
         self._last_duration_s: float | None = None
@@ -160,9 +174,7 @@ class Coordinator:
         flaw = self._flaw(update)
         if flaw:
             return Rejected("unusable", self._retry_after_s(entry.device_id, now), flaw)
-        weight = min(update.num_examples, self.plan.limits.max_examples)
-        self._fold = self.plan.aggregation.add(self._fold, update.delta, weight)
-        ref = UpdateRef(key, entry.device_id, weight, update.sha256)
+        ref = self._add(key, update)
         self._record(key, Entry(entry.device_id, "counted", ref, update.loss), now)
         return Counted(duplicate=False)
 
@@ -200,25 +212,40 @@ class Coordinator:
             self.started_at,
             tuple(self._entries.items()),
             self._fold,
+            tuple(self._held.deltas.items()) if self._held is not None else (),
             self._candidates,
             self._earlier_candidates,
             self._last_duration_s,
         )
 
     @classmethod
-    def restore(cls, model: str, layout: Layout, plan: TrainingPlan, snapshot: Snapshot) -> "Coordinator":
+    def restore(
+        cls, model: str, layout: Layout, plan: TrainingPlan, snapshot: Snapshot, updates: UpdateReader | None = None
+    ) -> "Coordinator":
         """Return a coordinator that goes on from a snapshot, as the one that it was taken of would."""
-        restored = cls(model, layout, plan, snapshot.version, round_=snapshot.round, opened_at=snapshot.opened_at)
+        opened_at, version = snapshot.opened_at, snapshot.version
+        restored = cls(model, layout, plan, version, round_=snapshot.round, opened_at=opened_at, updates=updates)
         for key, entry in snapshot.entries:
             restored._record(key, entry, snapshot.opened_at)
         restored.started_at = snapshot.started_at
         restored._fold = snapshot.fold
+        if restored._held is not None:
+            restored._held.deltas.update(snapshot.held)
         restored._candidates = snapshot.candidates
         restored._earlier_candidates = snapshot.earlier_candidates
         restored._last_duration_s = snapshot.last_duration_s
         return restored
 
     # Inside ------------------------------------------------------------------------------------------------------
+
+    def _add(self, key: str, update: Update) -> UpdateRef:
+        """Fold an update in."""
+        weight = min(update.num_examples, self.plan.limits.max_examples)
+        contribution = Contribution(key, update.delta, weight, update.loss, update.num_steps)
+        self._fold = self.plan.aggregation.add(self._fold, contribution)
+        if self._held is not None:
+            self._held.hold(key, update.delta)
+        return UpdateRef(key, update.assignment.device_id, weight, update.sha256)
 
     def _record(self, key: str, entry: Entry, now: float) -> None:
         """Set what became of an assignment, and move it between the counters. The first one starts the clock."""
@@ -279,6 +306,8 @@ class Coordinator:
             return f"delta holds a value that is not finite or above {limit:g}"
         if update.num_examples < 1:
             return f"num_examples is {update.num_examples}, expected at least 1"
+        if update.num_steps < 1:
+            return f"num_steps is {update.num_steps}, expected at least 1"
         return "" if abs(update.loss) <= MAX_ABS_LOSS else f"loss is {update.loss}, expected a finite float32"
 
     def _rejected(self, reason: Reason, device_id: str, now: float) -> Rejected:
@@ -300,7 +329,7 @@ class Coordinator:
         return (entry for _, entry in sorted(self._entries.items()) if entry.outcome == "counted")
 
     def _commit(self) -> Commit:
-        delta = self.plan.aggregation.finish(self._fold)
+        delta = self.plan.aggregation.finish(self._fold, self._updates)
         trainable = self.layout.trainable_mask()
         state, movement = self.plan.server_optimizer.step(self.version.optimizer_state, np.where(trainable, delta, 0.0))
         base = self.version.parameters.astype(np.float64)
@@ -339,9 +368,16 @@ class Coordinator:
         self._entries = {}
         self._counters = Counters()
         self._fold = self.plan.aggregation.init(self._scale, self.layout.size)
+        if self._held is not None:
+            self._held.deltas.clear()
 
 
 def assignment_id(model: str, round_: int, device_id: str) -> str:
     """Return the id of a device's one assignment in a round: the same before and after a restart."""
     name = hashlib.blake2b(f"{model}\x1f{device_id}".encode(), digest_size=10).hexdigest()
     return f"{round_:08d}-{name}"
+
+
+def round_of(assignment_id: str) -> int:
+    """Return the round that an assignment's id names."""
+    return int(assignment_id.partition("-")[0])

@@ -92,6 +92,6 @@ class ExactSum:
         depends on the ratio of total and weight only, so scaling all weights changes nothing.
         """
         if self.weight == 0:
-            raise EmptyCohort("weighted mean: no update was added")
+            raise EmptyCohort("weighted_mean: no update was added")
         quotient, remainder = np.divmod(self.total, self.weight)
         return np.ldexp(quotient + remainder / self.weight, -self.scale.fraction_bits)

@@ -104,6 +104,17 @@ class TrainingPlan(_Section):
             raise ValueError(error.message) from error
         return self
 
+    @model_validator(mode="after")
+    def _every_cohort_is_large_enough_for_the_rule(self) -> "TrainingPlan":
+        needed, fewest = self.aggregation.min_updates, self.pacing.min_updates
+        if fewest >= needed:
+            return self
+        text = (
+            f"{self.aggregation.name} needs at least {needed} updates, and a version may be committed with {fewest}: "
+            "raise the quorum and the cohort, or have the rule tolerate fewer"
+        )
+        raise ValueError(text) from PlanInvalid(text, ("pacing", "aggregation"))
+
     def scale(self) -> FixedPoint:
         """Return the fixed-point scale of this plan's sums."""
         return FixedPoint(self.pacing.max_updates, self.limits.max_examples, self.limits.max_abs_delta)

@@ -43,7 +43,7 @@ class Update:
     """What a device uploads for an assignment.
 
     `delta` is float32 [P], trained minus base parameters. `loss` is the mean training loss. `sha256` is the hash of
-    the uploaded bytes, which a version's manifest repeats.
+    the uploaded bytes, which a version's manifest repeats. `num_steps` are the local steps taken.
     """
 
     assignment: Assignment
@@ -51,6 +51,23 @@ class Update:
     num_examples: int
     loss: float
     sha256: str = ""
+    num_steps: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contribution:
+    """What an aggregation rule sees of one counted update.
+
+    `key` is its assignment id: the order of keys is the order of every sum that is not exact. `delta` is float32 [P],
+    `weight` its examples (at least 1, cut to the plan's limit), `loss` the mean training loss, `steps` the local steps
+    taken (at least 1).
+    """
+
+    key: str
+    delta: Vector
+    weight: int
+    loss: float = 0.0
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)

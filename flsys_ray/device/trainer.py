@@ -116,7 +116,8 @@ def train_assignment(
     if not np.isfinite(delta).all() or not np.isfinite(trained.loss):
         raise UpdateUnusable(f"{assignment.model}: the delta of assignment {assignment.assignment_id} is not finite")
     evaluation = _evaluate(program, base, held_out)
-    return LocalResult(encode_update(delta, count, trained.loss), count, trained.loss, evaluation)
+    update = encode_update(delta, count, trained.loss, max(1, trained.steps))
+    return LocalResult(update, count, trained.loss, evaluation)
 
 
 def infer(program: DeviceProgram, weights: bytes, x: NDArray[Any]) -> NDArray[np.float32]:

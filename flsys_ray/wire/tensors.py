@@ -1,7 +1,7 @@
 """Tensors on the wire: safetensors files with one flat float32 vector, checked before anything is computed with them.
 
-An update is one tensor `delta` [P] with string metadata `num_examples` and `loss`; a version is one tensor
-`parameters` [P]. Only float32 and only these names: what is not expected is refused by name.
+An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`; a version is
+one tensor `parameters` [P]. Only float32 and only these names: what is not expected is refused by name.
 """
 
 import json
@@ -33,11 +33,12 @@ class DecodedUpdate:
     delta: Vector
     num_examples: int
     loss: float
+    num_steps: int = 1
 
 
-def encode_update(delta: Vector, num_examples: int, loss: float) -> bytes:
+def encode_update(delta: Vector, num_examples: int, loss: float, num_steps: int = 1) -> bytes:
     """Return the bytes of an update, as a device uploads them."""
-    metadata = {"num_examples": str(num_examples), "loss": repr(float(loss))}
+    metadata = {"num_examples": str(num_examples), "loss": repr(float(loss)), "num_steps": str(num_steps)}
     return encode_vector("delta", delta, metadata)
 
 
@@ -64,7 +65,13 @@ def decode_update(body: bytes, layout: Layout, max_abs: float) -> DecodedUpdate:
     delta = decode_vector(body, "delta", layout.size)
     _check_values(delta, layout, max_abs)
     metadata = _metadata(body)
-    return DecodedUpdate(delta, _positive_int(metadata, "num_examples"), _finite_float32(metadata, "loss"))
+    steps = _positive_int(metadata, "num_steps") if "num_steps" in metadata else 1
+    return DecodedUpdate(delta, _positive_int(metadata, "num_examples"), _finite_float32(metadata, "loss"), steps)
+
+
+def data_offset(head: bytes) -> int:
+    """Return where the numbers begin in a file of one vector, from its first 8 bytes."""
+    return 8 + int.from_bytes(head[:8], "little")
 
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:

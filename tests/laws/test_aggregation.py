@@ -1,10 +1,12 @@
 """The laws of aggregation rules, for every rule that is registered: a new file is held to them unasked.
 
-The reference is brute force on exact rationals. The laws are those of `flsys_ray.core.aggregation.base`.
+The reference is brute force on exact rationals. The laws are those of `flsys_ray.core.aggregation.base`. A rule that
+needs more than one update is held to them with cohorts that are large enough for it.
 """
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,12 +17,14 @@ from hypothesis import strategies as st
 from flsys_ray.core.aggregation.base import RULES
 from flsys_ray.core.aggregation.weighted_mean import WeightedMean
 from flsys_ray.core.exact import FixedPoint
-from flsys_ray.errors import EmptyCohort
+from flsys_ray.core.types import Contribution
+from flsys_ray.core.updates import HeldUpdates
+from flsys_ray.errors import CohortTooSmall, EmptyCohort
 
 MAX_ABS = 8.0
 MAX_WEIGHT = 1000
-MOST = 6  # updates in a generated cohort
-SCALE = FixedPoint(max_updates=MOST, max_weight=MAX_WEIGHT, max_abs=MAX_ABS)
+MORE = 5  # updates in a generated cohort beyond the fewest
+SCALE = FixedPoint(max_updates=100, max_weight=MAX_WEIGHT, max_abs=MAX_ABS)
 every_rule = pytest.mark.parametrize("rule", [kind() for kind in RULES.classes.values()], ids=list(RULES.classes))
 
 values = st.floats(-MAX_ABS, MAX_ABS, width=32)
@@ -28,11 +32,18 @@ values = st.floats(-MAX_ABS, MAX_ABS, width=32)
 
 @st.composite
 def cohorts(draw, smallest=1, max_weight=MAX_WEIGHT):
-    """Draw `[(delta, weight), ...]` of one length; each delta is read-only."""
+    """Draw contributions of one length; each delta is read-only."""
     size = draw(st.integers(1, 5))
-    vectors = draw(st.lists(st.lists(values, min_size=size, max_size=size), min_size=smallest, max_size=MOST))
-    weights = draw(st.lists(st.integers(1, max_weight), min_size=len(vectors), max_size=len(vectors)))
-    return [(read_only(vector), weight) for vector, weight in zip(vectors, weights, strict=True)]
+    vectors = st.lists(st.lists(values, min_size=size, max_size=size), min_size=smallest, max_size=smallest + MORE)
+    deltas = [read_only(vector) for vector in draw(vectors)]
+    keys = draw(st.permutations([f"{number:02d}" for number in range(len(deltas))]))
+    rest = st.tuples(st.integers(1, max_weight), st.floats(-1e3, 1e6), st.integers(1, 10**6))
+    return [Contribution(key, delta, *draw(rest)) for key, delta in zip(keys, deltas, strict=True)]
+
+
+def enough(rule, smallest=1, **limits):
+    """Return a strategy for a cohort that the rule can aggregate, and at least `smallest` updates."""
+    return cohorts(smallest=max(smallest, rule.min_updates), **limits)
 
 
 def read_only(vector):
@@ -41,15 +52,26 @@ def read_only(vector):
     return array
 
 
-def fold(rule, cohort, size=None):
-    state = rule.init(SCALE, size if size is not None else len(cohort[0][0]))
-    for delta, weight in cohort:
-        state = rule.add(state, delta, weight)
+def cohort_of(*pairs):
+    return [Contribution(f"{n:02d}", read_only(vector), weight) for n, (vector, weight) in enumerate(pairs)]
+
+
+def fold(rule, cohort, size):
+    state = rule.init(SCALE, size)
+    for contribution in cohort:
+        state = rule.add(state, contribution)
     return state
 
 
+def reader(cohort):
+    held = HeldUpdates()
+    for contribution in cohort:
+        held.hold(contribution.key, contribution.delta)
+    return held
+
+
 def result(rule, cohort):
-    return rule.finish(fold(rule, cohort))
+    return rule.finish(fold(rule, cohort, len(cohort[0].delta)), reader(cohort))
 
 
 def same_bits(left, right):
@@ -61,82 +83,101 @@ def test_there_are_rules_to_test():
 
 
 @every_rule
-@given(cohort=cohorts(smallest=2), data=st.data())
-def test_merge_agrees_with_add(rule, cohort, data):
+@given(data=st.data())
+def test_merge_agrees_with_add(rule, data):
+    cohort = data.draw(enough(rule, smallest=2))
     cut = data.draw(st.integers(0, len(cohort)))
-    size = len(cohort[0][0])
+    size = len(cohort[0].delta)
     left, right = fold(rule, cohort[:cut], size), fold(rule, cohort[cut:], size)
     expected = result(rule, cohort)
-    assert same_bits(rule.finish(rule.merge(left, right)), expected)
-    assert same_bits(rule.finish(rule.merge(right, left)), expected)
+    assert same_bits(rule.finish(rule.merge(left, right), reader(cohort)), expected)
+    assert same_bits(rule.finish(rule.merge(right, left), reader(cohort)), expected)
 
 
 @every_rule
-@given(cohort=cohorts(smallest=3))
-def test_merge_is_associative(rule, cohort):
-    one, two, rest = (fold(rule, part) for part in (cohort[:1], cohort[1:2], cohort[2:]))
+@given(data=st.data())
+def test_merge_is_associative(rule, data):
+    cohort = data.draw(enough(rule, smallest=3))
+    one, two, rest = (fold(rule, part, len(cohort[0].delta)) for part in (cohort[:1], cohort[1:2], cohort[2:]))
     left = rule.merge(rule.merge(one, two), rest)
     right = rule.merge(one, rule.merge(two, rest))
-    assert same_bits(rule.finish(left), rule.finish(right))
+    assert same_bits(rule.finish(left, reader(cohort)), rule.finish(right, reader(cohort)))
 
 
 @every_rule
 @settings(max_examples=50)
-@given(cohort=cohorts(smallest=2))
-def test_order_does_not_matter_to_the_bit(rule, cohort):
+@given(data=st.data())
+def test_order_does_not_matter_to_the_bit(rule, data):
+    cohort = data.draw(enough(rule, smallest=2))
     expected = result(rule, cohort)
     for order in itertools.islice(itertools.permutations(cohort), 24):
         assert same_bits(result(rule, order), expected)
+    assert same_bits(result(rule, data.draw(st.permutations(cohort))), expected)
 
 
 @every_rule
-@given(cohort=cohorts(max_weight=50), factor=st.integers(1, 20))
-def test_scaling_all_weights_changes_nothing_to_the_bit(rule, cohort, factor):
-    assert same_bits(result(rule, [(delta, weight * factor) for delta, weight in cohort]), result(rule, cohort))
+@given(data=st.data(), factor=st.integers(1, 20))
+def test_scaling_all_weights_changes_nothing_to_the_bit(rule, data, factor):
+    cohort = data.draw(enough(rule, max_weight=50))
+    scaled = [replace(contribution, weight=contribution.weight * factor) for contribution in cohort]
+    assert same_bits(result(rule, scaled), result(rule, cohort))
 
 
 @every_rule
-@given(cohort=cohorts())
-def test_finite_in_finite_out(rule, cohort):
+@given(data=st.data())
+def test_finite_in_finite_out(rule, data):
+    cohort = data.draw(enough(rule))
     out = result(rule, cohort)
     assert out.dtype == np.float64
-    assert out.shape == cohort[0][0].shape
+    assert out.shape == cohort[0].delta.shape
     assert np.isfinite(out).all()
 
 
 @given(cohort=cohorts())
 def test_weighted_mean_stays_within_the_range_of_its_inputs(cohort):
     out = result(WeightedMean(), cohort)
-    stacked = np.stack([delta for delta, _ in cohort]).astype(np.float64)
+    stacked = np.stack([c.delta for c in cohort]).astype(np.float64)
     slack = 2.0**-SCALE.fraction_bits
     assert (out >= stacked.min(axis=0) - slack).all()
     assert (out <= stacked.max(axis=0) + slack).all()
 
 
 @every_rule
-@given(cohort=cohorts())
-def test_inputs_and_states_are_not_changed(rule, cohort):
-    before = [(delta.tobytes(), weight) for delta, weight in cohort]
-    states = [rule.init(SCALE, len(cohort[0][0]))]
+@given(data=st.data())
+def test_inputs_and_states_are_not_changed(rule, data):
+    cohort = data.draw(enough(rule))
+    before = [(c.delta.tobytes(), c.weight) for c in cohort]
+    updates = reader(cohort)
+    states = [rule.init(SCALE, len(cohort[0].delta))]
     results = []
-    for delta, weight in cohort:
-        states.append(rule.add(states[-1], delta, weight))  # a write into a delta raises: they are read-only
-        results.append(rule.finish(states[-1]))
+    for contribution in cohort:
+        states.append(rule.add(states[-1], contribution))  # a write into a delta raises: they are read-only
+        if len(states) > rule.min_updates:
+            results.append(rule.finish(states[-1], updates))
     merged = rule.merge(states[-1], states[0])
-    rule.finish(merged)[:] = 0.0
-    assert [(delta.tobytes(), weight) for delta, weight in cohort] == before
-    for state, earlier in zip(states[1:], results, strict=True):
-        assert same_bits(rule.finish(state), earlier)
+    rule.finish(merged, updates)[:] = 0.0
+    assert [(c.delta.tobytes(), c.weight) for c in cohort] == before
+    for state, earlier in zip(states[rule.min_updates :], results, strict=True):
+        assert same_bits(rule.finish(state, updates), earlier)
 
 
 @every_rule
 @pytest.mark.parametrize("size", [1, 5])
 def test_an_empty_cohort_is_refused_by_name(rule, size):
     empty = rule.init(SCALE, size)
-    with pytest.raises(EmptyCohort):
-        rule.finish(empty)
-    with pytest.raises(EmptyCohort):
-        rule.finish(rule.merge(empty, rule.init(SCALE, size)))
+    with pytest.raises(EmptyCohort, match=rule.name):
+        rule.finish(empty, HeldUpdates())
+    with pytest.raises(EmptyCohort, match=rule.name):
+        rule.finish(rule.merge(empty, rule.init(SCALE, size)), HeldUpdates())
+
+
+@every_rule
+def test_a_cohort_that_is_too_small_is_refused_by_name(rule):
+    cohort = cohort_of(*(([float(number)], 1) for number in range(rule.min_updates)))
+    assert np.isfinite(result(rule, cohort)).all()
+    for count in range(1, rule.min_updates):
+        with pytest.raises(CohortTooSmall, match=f"{count} updates, at least {rule.min_updates} are needed"):
+            result(rule, cohort[:count])
 
 
 @every_rule
@@ -147,17 +188,17 @@ def test_a_rule_is_frozen(rule):
 
 @given(cohort=cohorts())
 def test_weighted_mean_of_equal_updates_is_that_update(cohort):
-    same = [(cohort[0][0], weight) for _, weight in cohort]
-    assert np.abs(result(WeightedMean(), same) - cohort[0][0]).max() <= 2.0 ** -(SCALE.fraction_bits + 1)
+    same = [replace(c, delta=cohort[0].delta) for c in cohort]
+    assert np.abs(result(WeightedMean(), same) - cohort[0].delta).max() <= 2.0 ** -(SCALE.fraction_bits + 1)
 
 
 @given(cohort=cohorts())
 def test_weighted_mean_against_exact_rationals(cohort):
     out = result(WeightedMean(), cohort)
-    total = sum(weight for _, weight in cohort)
+    total = sum(c.weight for c in cohort)
     bound = Fraction(1, 2 ** (SCALE.fraction_bits + 1))  # of one value, hence of their mean
     for index, found in enumerate(out):
-        exact = sum(Fraction(float(delta[index])) * weight for delta, weight in cohort) / total
+        exact = sum(Fraction(float(c.delta[index])) * c.weight for c in cohort) / total
         rounding = Fraction(2 * math.ulp(float(exact))) + Fraction(2 * math.ulp(float(found)))
         assert abs(Fraction(float(found)) - exact) <= bound + rounding
 
@@ -165,15 +206,15 @@ def test_weighted_mean_against_exact_rationals(cohort):
 @given(cohort=cohorts())
 def test_weighted_mean_of_representable_values_is_the_nearest_float(cohort):
     """Multiples of 2**-8 are exact in the sums: what is left is one rounding of a quotient."""
-    exact_cohort = [(read_only(np.rint(delta * 256) / 256), weight) for delta, weight in cohort]
+    exact_cohort = [replace(c, delta=read_only(np.rint(c.delta * 256) / 256)) for c in cohort]
     out = result(WeightedMean(), exact_cohort)
-    total = sum(weight for _, weight in exact_cohort)
+    total = sum(c.weight for c in exact_cohort)
     for index, found in enumerate(out):
-        exact = sum(Fraction(float(delta[index])) * weight for delta, weight in exact_cohort) / total
+        exact = sum(Fraction(float(c.delta[index])) * c.weight for c in exact_cohort) / total
         resolution = Fraction(1, 2**SCALE.fraction_bits)
         assert abs(Fraction(float(found)) - exact) <= Fraction(math.ulp(float(found))) + resolution / 2**50
 
 
 def test_weighted_mean_by_hand():
-    cohort = [(read_only([1.0, -2.0]), 1), (read_only([4.0, 1.0]), 2)]
+    cohort = cohort_of(([1.0, -2.0], 1), ([4.0, 1.0], 2))
     assert result(WeightedMean(), cohort).tolist() == [3.0, 0.0]

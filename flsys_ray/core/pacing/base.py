@@ -36,6 +36,11 @@ class Pacing(Extension, ABC):
         have been acknowledged, and devices that were assigned before the restart come back beside new ones.
         """
 
+    @property
+    @abstractmethod
+    def min_updates(self) -> int:
+        """The fewest updates that a version is ever committed with."""
+
     @abstractmethod
     def free_slots(self, view: RoundView) -> int:
         """Return how many assignments may be given now."""

@@ -43,6 +43,11 @@ class Rounds(Pacing):
         """Eight times the slots: enough for seven restarts within a round, at the price of three fraction bits."""
         return 8 * self.slots
 
+    @property
+    def min_updates(self) -> int:
+        """The quorum."""
+        return self.needed
+
     def free_slots(self, view: RoundView) -> int:
         """Slots less the devices that are at work or done; a slot that was given back is free again."""
         if view.counters.counted >= self.cohort or view.now >= self.deadline(view):
