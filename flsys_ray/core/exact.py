@@ -59,6 +59,15 @@ class FixedPoint:
         scaled = np.multiply(values, 2.0**self.fraction_bits, dtype=np.float64)  # exact, and faster than ldexp
         return np.rint(scaled, out=scaled).astype(np.int64)
 
+    def mean(self, total: NDArray[np.int64], weight: int) -> NDArray[np.float64]:
+        """Return `total / weight`, float64 [P], of a total in units of the scale.
+
+        Quotient and remainder are divided apart, since a total may need more bits than a float64 has: the result
+        depends on the ratio of total and weight only, so scaling all weights changes nothing.
+        """
+        quotient, remainder = np.divmod(total, weight)
+        return np.ldexp(quotient + remainder / weight, -self.fraction_bits)
+
 
 @dataclass(frozen=True, eq=False)
 class ExactSum:
@@ -86,12 +95,7 @@ class ExactSum:
         return ExactSum(self.scale, self.total + other.total, self.weight + other.weight, self.count + other.count)
 
     def mean(self) -> NDArray[np.float64]:
-        """Return the weighted mean, float64 [P]. Raises `EmptyCohort` for an empty sum.
-
-        Quotient and remainder are divided apart, since a total may need more bits than a float64 has: the result
-        depends on the ratio of total and weight only, so scaling all weights changes nothing.
-        """
+        """Return the weighted mean, float64 [P]. Raises `EmptyCohort` for an empty sum."""
         if self.weight == 0:
             raise EmptyCohort("weighted_mean: no update was added")
-        quotient, remainder = np.divmod(self.total, self.weight)
-        return np.ldexp(quotient + remainder / self.weight, -self.scale.fraction_bits)
+        return self.scale.mean(self.total, self.weight)

@@ -148,9 +148,12 @@ def _fields(problem: ErrorDetails) -> tuple[str, ...]:
     cause = getattr(problem.get("ctx", {}).get("error"), "__cause__", None)
     if isinstance(cause, PlanInvalid):
         return cause.fields
-    loc = [str(part) for part in problem["loc"]]
-    if len(loc) > 1 and loc[0] in _EXTENSIONS and loc[1] in _EXTENSIONS[loc[0]].classes:
-        del loc[1]  # pydantic names the class that it chose, which is no field
+    loc: list[str] = []
+    registry: Registry[Any] | None = None
+    for part in map(str, problem["loc"]):
+        if registry is None or part not in registry.classes:  # pydantic names the chosen class, which is no field
+            loc.append(part)
+        registry = _EXTENSIONS.get(part) if len(loc) == 1 else RULES if part == "inner" else None
     return (".".join(loc),) if loc else ()
 
 

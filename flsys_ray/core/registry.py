@@ -12,7 +12,8 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Generic, TypeVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 
 class Extension(BaseModel):
@@ -63,6 +64,22 @@ class Registry(Generic[E]):
         if len(kinds) == 1:
             return Annotated[kinds[0], BeforeValidator(named)]
         return Annotated[Union[kinds], Field(discriminator="name"), BeforeValidator(named)]  # noqa: UP007
+
+
+class OneOf:
+    """Marks a field of an extension that holds another extension, of the same registry perhaps.
+
+    Its pydantic type is `registry.union(default)`, asked for when the field's model is first used: that model needs
+    `defer_build`.
+    """
+
+    def __init__(self, registry: Registry[Any], default: str) -> None:
+        self.registry = registry
+        self.default = default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the union's schema."""
+        return handler.generate_schema(self.registry.union(self.default))
 
 
 def _concrete(base: type[E]) -> list[type[E]]:

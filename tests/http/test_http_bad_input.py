@@ -263,7 +263,7 @@ CONTRADICTIONS = {
         {"limits": {"max_examples": 10**15}},
         {"pacing", "limits.max_examples", "limits.max_abs_delta"},
     ),
-    "unknown rule": ({"aggregation": "nonsense"}, {"aggregation.name"}),
+    "unknown rule": ({"aggregation": "nonsense"}, {"aggregation"}),
     "unknown optimizer": ({"server_optimizer": "nonsense"}, {"server_optimizer"}),
     "a hyper-parameter": ({"server_optimizer": {"name": "adam", "beta_1": 2}}, {"server_optimizer.beta_1"}),
     "two at once": ({"seed": -1, "local": {"epochs": 0}}, {"seed", "local.epochs"}),

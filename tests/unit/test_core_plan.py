@@ -11,7 +11,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from flsys_ray.core.aggregation.base import RULES
+from flsys_ray.core.aggregation.base import RULES, AggregationRule
+from flsys_ray.core.aggregation.bulyan import Bulyan
+from flsys_ray.core.aggregation.clipping import Clipping
+from flsys_ray.core.aggregation.krum import Krum
+from flsys_ray.core.aggregation.weighted_mean import WeightedMean
+from flsys_ray.core.aggregation.zeroing import Zeroing
 from flsys_ray.core.optimizers.base import OPTIMIZERS
 from flsys_ray.core.pacing.base import PACINGS
 from flsys_ray.core.plan import (
@@ -46,6 +51,8 @@ def values_of(kind, info):
         return st.booleans()
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from(typing.get_args(kind))
+    if kind == AggregationRule[typing.Any]:
+        return st.sampled_from([WeightedMean(), Krum(f=2), Clipping(norm=0.5, inner=Zeroing(inner=Bulyan()))])
     bounds = {type(limit): getattr(limit, type(limit).__name__.lower()) for limit in info.metadata}
     low, high = bounds.get(Ge, bounds.get(Gt, 0)), bounds.get(Le, bounds.get(Lt, 1_000))
     if kind is int:
@@ -76,14 +83,15 @@ def plan_or_skip(value):
 @given(data=st.data())
 def test_every_extension_survives_yaml_json_and_python(field, name, data):
     chosen = data.draw(mappings_of(EXTENSIONS[field].classes[name]))
-    plan = plan_or_skip({field: chosen})
+    room = {"pacing": {"name": "rounds", "cohort": 10_000, "quorum": 10_000}}  # for any number of liars
+    plan = plan_or_skip(room | {field: chosen})
     assert getattr(plan, field).name == name
     for key, value in chosen.items():
         assert getattr(getattr(plan, field), key) == value
     assert parse_plan_yaml(plan.to_yaml()) == plan
     assert parse_plan(plan.model_dump(mode="json")) == plan
     assert parse_plan_json(plan.model_dump_json().encode()) == plan
-    assert TrainingPlan(**{field: getattr(plan, field)}) == plan
+    assert TrainingPlan(**{key: getattr(plan, key) for key in room | {field: chosen}}) == plan
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,15 @@ REFUSED = [
     ("server_optimizer: {name: sgd, learning_rate: -1}", ("server_optimizer.learning_rate",), "greater than 0"),
     ("server_optimizer: adamw", ("server_optimizer",), "'adam', 'sgd', 'yogi'"),
     ("selection: {name: uniform, open_at_fraction: 0}", ("selection.open_at_fraction",), "greater than 0"),
+    ("aggregation: {name: krum, f: -1}", ("aggregation.f",), "greater than or equal to 0"),
+    ("aggregation: {name: krum, f: 3}", ("pacing", "aggregation"), "krum needs at least 9 updates"),
+    ("aggregation: {name: bulyan, f: 2}", ("pacing", "aggregation"), "bulyan needs at least 11 updates"),
+    ("aggregation: {name: multi_krum, m: 9}", ("pacing", "aggregation"), "multi_krum needs at least 12 updates"),
+    ("aggregation: {name: zeroing, inner: {name: krum, f: 3}}", ("pacing", "aggregation"), "zeroing needs at least 9"),
+    ("aggregation: {name: clipping, inner: {name: krum, g: 3}}", ("aggregation.inner.g",), "Extra inputs"),
+    ("aggregation: {name: clipping, inner: {name: zeroing, inner: {f: 3}}}", ("aggregation.inner.inner.f",), "Extra"),
+    ("aggregation: {name: clipping, inner: mean}", ("aggregation.inner",), "'weighted_mean'"),
+    ("aggregation: {name: trimmed_mean, fraction: 0.5}", ("aggregation.fraction",), "less than 0.5"),
     ("selection: oort", ("selection",), "uniform"),
     ("local: {learning_rate: .inf}", ("local.learning_rate",), "finite"),
     ("local: {learning_rate: .nan}", ("local.learning_rate",), "finite"),

@@ -80,6 +80,17 @@ class Cohort:
     size: int
     members: tuple[Member, ...] = ()
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the members."""
+        return tuple(member.key for member in self.members)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each member's share of all examples."""
+        total = sum(member.weight for member in self.members)
+        return tuple(member.weight / total for member in self.members)
+
 
 class WholeCohort(AggregationRule[Cohort]):
     """The base of rules that must see all updates at once: `aggregate` is all that is left to write."""
