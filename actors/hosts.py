@@ -98,9 +98,9 @@ class RayHandle:
         """Return the model as it is now."""
         return cast(ModelInfo, await self._call("info"))
 
-    async def rounds(self) -> list[RoundInfo]:
+    async def rounds(self, since: int) -> list[RoundInfo]:
         """Return the rounds that are over."""
-        return cast(list[RoundInfo], await self._call("rounds"))
+        return cast(list[RoundInfo], await self._call("rounds", since))
 
     async def _call(self, name: str, *args: Any) -> Any:
         return await self._remote("call", name, *args)

@@ -80,9 +80,9 @@ class DeveloperClient:
         """Look at a model."""
         return self._json(ModelInfo, "GET", f"/v1/models/{model}")
 
-    def rounds(self, model: str) -> list[RoundInfo]:
-        """List the rounds that are over."""
-        return self._json(RoundsReply, "GET", f"/v1/models/{model}/rounds").rounds
+    def rounds(self, model: str, since: int = 0) -> list[RoundInfo]:
+        """List the rounds that are over, from number `since` on."""
+        return self._json(RoundsReply, "GET", f"/v1/models/{model}/rounds", params={"since": since}).rounds
 
     def versions(self, model: str) -> list[int]:
         """List the versions."""

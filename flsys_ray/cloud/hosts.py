@@ -47,8 +47,8 @@ class ModelHandle(Protocol):
     async def info(self) -> ModelInfo:
         """Return the model as it is now."""
 
-    async def rounds(self) -> list[RoundInfo]:
-        """Return the rounds that are over, oldest first."""
+    async def rounds(self, since: int) -> list[RoundInfo]:
+        """Return the rounds that are over, from number `since` on, oldest first."""
 
 
 class Hosts(Protocol):
@@ -127,9 +127,9 @@ class LocalHandle:
         """Return the model as it is now."""
         return await self._call(DurableModel.info)
 
-    async def rounds(self) -> list[RoundInfo]:
+    async def rounds(self, since: int) -> list[RoundInfo]:
         """Return the rounds that are over."""
-        return await self._call(DurableModel.rounds)
+        return await self._call(lambda model: model.rounds(since))
 
     async def _call(self, use: Callable[[DurableModel], T]) -> T:
         return await asyncio.to_thread(self._host.call, use)

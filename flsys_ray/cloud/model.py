@@ -20,6 +20,7 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, was_counted
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
+from flsys_ray.cloud.reports import closed_rounds, open_round, round_info
 from flsys_ray.cloud.stored_updates import StoredUpdates, to_update
 from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
 from flsys_ray.core.coordinator import Coordinator
@@ -29,14 +30,7 @@ from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Round
 from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
-from flsys_ray.wire.schemas import (
-    EvaluationRequest,
-    ModelInfo,
-    OpenRound,
-    RoundCounters,
-    RoundInfo,
-    UpdateLine,
-)
+from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo, UpdateLine
 from flsys_ray.wire.tensors import decode_update
 
 IDLE_RETRY_S = 30.0
@@ -215,14 +209,6 @@ class DurableModel:
         """Return the model as it is now."""
         self.tick()
         head, coordinator = self._head, self._open()
-        open_round = None
-        if coordinator is not None:
-            open_round = OpenRound(
-                round=coordinator.round,
-                version=coordinator.version.number,
-                opened_at=coordinator.opened_at,
-                counters=RoundCounters(**asdict(coordinator.counters)),
-            )
         return ModelInfo(
             model=self.model,
             app_id=head.app_id,
@@ -231,16 +217,15 @@ class DurableModel:
             program_sha256=head.program_sha256,
             weights_sha256=head.version.weights_sha256 if head.version else None,
             parameters=self._manifest.parameters if self._manifest else None,
-            open_round=open_round,
+            open_round=open_round(coordinator) if coordinator is not None else None,
             rounds_closed=head.round,
             last_metrics=head.last_round.evaluation if head.last_round else None,
             plan=self._plan,
         )
 
-    def rounds(self) -> list[RoundInfo]:
-        """Return the rounds that are over, oldest first."""
-        closed = (entry.head.last_round for entry in self._journal.entries() if entry.kind == "closed")
-        return [info for info in closed if info is not None]
+    def rounds(self, since: int = 0) -> list[RoundInfo]:
+        """Return the rounds that are over, from number `since` on, oldest first."""
+        return closed_rounds(self._journal, since)
 
     # Inside ------------------------------------------------------------------------------------------------------
 
@@ -380,19 +365,3 @@ def create_model(store: ObjectStore, model: str, app_id: str, plan: TrainingPlan
     except OwnershipLost:
         return False
     return True
-
-
-def round_info(summary: RoundSummary, evaluations: Evaluations) -> RoundInfo:
-    """Return how a round ended, as the API tells it."""
-    return RoundInfo(
-        round=summary.round,
-        version=summary.version,
-        committed=summary.commit.version.number if summary.commit else None,
-        opened_at=summary.opened_at,
-        closed_at=summary.closed_at,
-        counters=RoundCounters(**asdict(summary.counters)),
-        num_examples=summary.num_examples,
-        mean_loss=summary.mean_loss,
-        delta_norm=summary.commit.delta_norm if summary.commit else None,
-        evaluation=evaluations.metrics(),
-    )

@@ -31,6 +31,7 @@ from flsys_ray.wire.schemas import (
     EvaluationRequest,
     ModelInfo,
     ModelsReply,
+    OverviewReply,
     ProgramLink,
     Rejection,
     RoundsReply,
@@ -147,15 +148,22 @@ class Cloud:
 
     async def models(self, app_id: str) -> ModelsReply:
         """Return the app's models, by name."""
-        names = [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
-        mine = [name for name in names if self._is_app_of(app_id, name)]
-        found = await asyncio.gather(*(_if_there(self.hosts.model(name).info()) for name in mine))
-        return ModelsReply(models=[info for info in found if info is not None])
+        return ModelsReply(models=await self._infos([name for name in self._names() if self._is_app_of(app_id, name)]))
 
-    async def rounds(self, app_id: str, model: str) -> RoundsReply:
-        """Return a model's rounds that are over."""
+    async def rounds(self, app_id: str, model: str, since: int = 0) -> RoundsReply:
+        """Return a model's rounds that are over, from number `since` on."""
         self.check_owner(app_id, model)
-        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds())
+        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds(since))
+
+    async def overview(self) -> OverviewReply:
+        """Return every app's models, by name: for the operator."""
+        return OverviewReply(models=await self._infos(self._names()))
+
+    async def overview_rounds(self, model: str, since: int) -> RoundsReply:
+        """Return any model's rounds that are over, from number `since` on: for the operator. Raises `NotFound`."""
+        if model not in self._names():
+            raise NotFound(f"model {model!r} does not exist")
+        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds(since))
 
     def versions(self, app_id: str, model: str) -> VersionsReply:
         """Return the numbers of a model's versions."""
@@ -202,6 +210,13 @@ class Cloud:
             return await _if_there(self.hosts.model(model).check_in(device.device_id))
         except TryLater as error:
             return error
+
+    def _names(self) -> list[str]:
+        return [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
+
+    async def _infos(self, names: list[str]) -> list[ModelInfo]:
+        found = await asyncio.gather(*(_if_there(self.hosts.model(name).info()) for name in names))
+        return [info for info in found if info is not None]
 
     def _message(self, offer: Offer) -> AssignmentMessage:
         work = offer.assignment

@@ -54,6 +54,7 @@ class Entry:
     outcome: Outcome
     ref: UpdateRef | None = None
     loss: float = 0.0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +123,16 @@ class Coordinator:
         return self._counters
 
     @property
+    def update_bytes(self) -> int:
+        """The bytes of the open round's counted updates, as they were uploaded."""
+        return sum(entry.num_bytes for entry in self._entries.values())
+
+    @property
+    def candidates(self) -> float:
+        """How many different devices asked for work in the last rounds: an estimate, from nothing after a restart."""
+        return self._candidates.merge(self._earlier_candidates).estimate()
+
+    @property
     def finished(self) -> bool:
         """Whether the plan's stopping condition is met."""
         limit = self.plan.stopping.versions
@@ -175,7 +186,7 @@ class Coordinator:
         if flaw:
             return Rejected("unusable", self._retry_after_s(entry.device_id, now), flaw)
         ref = self._add(key, update)
-        self._record(key, Entry(entry.device_id, "counted", ref, update.loss), now)
+        self._record(key, Entry(entry.device_id, "counted", ref, update.loss, update.num_bytes), now)
         return Counted(duplicate=False)
 
     def give_back(self, assignment: Assignment, now: float) -> GivenBack | Rejected:
@@ -282,7 +293,7 @@ class Coordinator:
             seed=self.plan.seed,
             round=self.round,
             slots=pacing.slots,
-            candidates=self._candidates.merge(self._earlier_candidates).estimate(),
+            candidates=self.candidates,
             elapsed_fraction=pacing.elapsed_fraction(view),
         )
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
@@ -353,6 +364,7 @@ class Coordinator:
             counters=replace(counters, late=counters.pending, pending=0),
             num_examples=sum(examples),
             mean_loss=sum(losses) / sum(examples) if examples else None,
+            update_bytes=self.update_bytes,
             commit=commit,
         )
 

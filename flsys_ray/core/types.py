@@ -43,7 +43,8 @@ class Update:
     """What a device uploads for an assignment.
 
     `delta` is float32 [P], trained minus base parameters. `loss` is the mean training loss. `sha256` is the hash of
-    the uploaded bytes, which a version's manifest repeats. `num_steps` are the local steps taken.
+    the uploaded bytes, which a version's manifest repeats, `num_bytes` how many they were. `num_steps` are the local
+    steps taken.
     """
 
     assignment: Assignment
@@ -52,6 +53,7 @@ class Update:
     loss: float
     sha256: str = ""
     num_steps: int = 1
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,4 +162,5 @@ class RoundSummary:
     counters: Counters
     num_examples: int
     mean_loss: float | None
+    update_bytes: int
     commit: Commit | None

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 
+from flsys_ray.cloud.evaluations import MAX_COUNT
 from flsys_ray.http.callers import AppCall, OperatorCall, TheCloud
 from flsys_ray.http.device_api import _binary
 from flsys_ray.http.limits import PROGRAM_BYTES, read_body
@@ -16,6 +17,7 @@ from flsys_ray.wire.schemas import (
     ModelInfo,
     ModelsReply,
     Name,
+    OverviewReply,
     PlanRequest,
     RoundsReply,
     VersionInfo,
@@ -23,6 +25,7 @@ from flsys_ray.wire.schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["developers"])
+Since = Annotated[int, Query(ge=0, le=MAX_COUNT, description="only rounds from this number on")]
 
 
 @router.post("/apps", status_code=status.HTTP_201_CREATED, dependencies=[OperatorCall], tags=["operators"])
@@ -78,9 +81,9 @@ async def get_model(cloud: TheCloud, app_id: AppCall, model: Name) -> ModelInfo:
 
 
 @router.get("/models/{model}/rounds")
-async def get_rounds(cloud: TheCloud, app_id: AppCall, model: Name) -> RoundsReply:
+async def get_rounds(cloud: TheCloud, app_id: AppCall, model: Name, since: Since = 0) -> RoundsReply:
     """List the rounds that are over."""
-    return await cloud.rounds(app_id, model)
+    return await cloud.rounds(app_id, model, since)
 
 
 @router.get("/models/{model}/versions")
@@ -95,3 +98,15 @@ async def get_manifest(
 ) -> VersionInfo:
     """Look at what made a version: its round, plan, program and every update in it."""
     return await cloud.version(app_id, model, number)
+
+
+@router.get("/overview", dependencies=[OperatorCall], tags=["operators"])
+async def overview(cloud: TheCloud) -> OverviewReply:
+    """Look at the models of all apps."""
+    return await cloud.overview()
+
+
+@router.get("/overview/{model}/rounds", dependencies=[OperatorCall], tags=["operators"])
+async def overview_rounds(cloud: TheCloud, model: Name, since: Since = 0) -> RoundsReply:
+    """List the rounds of any app's model that are over."""
+    return await cloud.overview_rounds(model, since)

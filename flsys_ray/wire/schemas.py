@@ -211,6 +211,10 @@ class OpenRound(Message):
     version: int
     opened_at: float
     counters: RoundCounters
+    update_bytes: int = Field(0, description="of the counted updates, as uploaded")
+    candidates: int = Field(
+        0, description="devices that asked for work in the last rounds, an estimate; from 0 when the model is reloaded"
+    )
 
 
 class ModelInfo(Message):
@@ -242,6 +246,7 @@ class RoundInfo(Message):
     mean_loss: float | None
     delta_norm: float | None
     evaluation: Metrics | None = Field(description="of the base version, on the cohort's held-out examples")
+    update_bytes: int = Field(0, description="of the counted updates, as uploaded")
 
 
 class RoundsReply(Message):
@@ -284,6 +289,12 @@ class VersionsReply(Message):
 
 class ModelsReply(Message):
     """The app's models, by name."""
+
+    models: list[ModelInfo]
+
+
+class OverviewReply(Message):
+    """Every app's models, by name: the operator's view."""
 
     models: list[ModelInfo]
 

@@ -37,7 +37,11 @@ def secrets(world: World, key: str) -> dict[str, str]:
 
 # Which call takes which credential -----------------------------------------------------------------------------------
 
-OPERATOR = [("POST", "/v1/apps", {"name": "x"})]
+OPERATOR = [
+    ("POST", "/v1/apps", {"name": "x"}),
+    ("GET", "/v1/overview", None),
+    ("GET", "/v1/overview/tiny/rounds", None),
+]
 APP = [
     ("POST", "/v1/devices", {"installation_id": "12345678"}),
     ("GET", "/v1/models", None),
