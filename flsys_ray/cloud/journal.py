@@ -113,3 +113,11 @@ class Journal:
 
     def _read(self, key: str) -> Entry:
         return Entry.model_validate_json(self.store.get(key).body)
+
+
+def entry_after(store: ObjectStore, model: str, seq: int) -> Entry | None:
+    """Return the entry behind number `seq` of a model's log, or None if there is none yet."""
+    try:
+        return Entry.model_validate_json(store.get(places.log_entry(model, seq + 1)).body)
+    except Missing:
+        return None

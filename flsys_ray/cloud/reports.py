@@ -1,13 +1,43 @@
-"""What the API tells of a model's rounds: the open one, and those that are over."""
+"""What is told of a model: by the API its state and its rounds, to a scheduler its demand."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.journal import Journal
+from flsys_ray.cloud.journal import Head, Journal
 from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.pacing.base import RoundView
+from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import RoundSummary
-from flsys_ray.wire.schemas import OpenRound, RoundCounters, RoundInfo
+from flsys_ray.wire.schemas import ModelInfo, OpenRound, RoundCounters, RoundInfo
+
+
+def model_info(
+    model: str, head: Head, plan: TrainingPlan, parameters: int | None, open_round: OpenRound | None
+) -> ModelInfo:
+    """Return a model as it is now."""
+    return ModelInfo(
+        model=model,
+        app_id=head.app_id,
+        state=head.state,
+        version=head.version.number if head.version else None,
+        program_sha256=head.program_sha256,
+        weights_sha256=head.version.weights_sha256 if head.version else None,
+        parameters=parameters,
+        open_round=open_round,
+        rounds_closed=head.round,
+        last_metrics=head.last_round.evaluation if head.last_round else None,
+        plan=plan,
+    )
+
+
+def demand_of(plan: TrainingPlan, version: int, view: RoundView, opened_at: float) -> Demand:
+    """Return what a model wants: slots of its open round, and updates until its plan stops, a slot for each."""
+    free = plan.pacing.free_slots(view)
+    limit = plan.stopping.versions
+    rounds_after = max(0, limit - version - 1) if limit is not None else 0
+    return Demand(free, max(0, free) + rounds_after * plan.pacing.slots, opened_at)
 
 
 def open_round(coordinator: Coordinator) -> OpenRound:
