@@ -1,13 +1,16 @@
 """`flsys data`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from flsys_ray.commands.options import AsJson, console, print_json, print_table
+
+if TYPE_CHECKING:
+    from flsys_ray.data.schema import DatasetInfo
 
 group = typer.Typer(no_args_is_help=True, help="Data sets: where they come from and what is there.")
 Out = Annotated[
@@ -24,10 +27,10 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{name: getattr(entry, name) for name in entry.__dataclass_fields__} for entry in entries])
         return
-    table = Table("name", "state", "source", "users", "windows", "title")
+    table = Table("name", "state", "source", "users", "examples", "title")
     for entry in entries:
-        counts = ("-" if n is None else str(n) for n in (entry.users, entry.windows))
-        table.add_row(entry.name, entry.state, entry.source, *counts, entry.title)
+        examples = f"{entry.windows or entry.texts or '-'} {entry.form}"
+        table.add_row(entry.name, entry.state, entry.source, str(entry.users or "-"), examples, entry.title)
     print_table(table)
 
 
@@ -36,6 +39,9 @@ def build(
     name: str,
     from_: Annotated[
         Path | None, typer.Option("--from", exists=True, help="Local copies, instead of the owner's address.")
+    ] = None,
+    min_texts: Annotated[
+        int | None, typer.Option(min=1, help="Of texts: leave out users with fewer; default: the recipe's.")
     ] = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -49,28 +55,33 @@ def build(
         def fetched(file: str, got: int, total: int | None) -> None:
             progress.update(task, description=f"fetching {file}", completed=got, total=total)
 
-        info = building.build(name, from_, out, fetched)
-    _say(info.name, len(info.users), info.windows, as_json=as_json)
+        info = building.build(name, from_, out, fetched, min_texts)
+    _say(info, as_json=as_json)
 
 
 @group.command()
 def synthesize(
     users: Annotated[int, typer.Option(min=1, help="How many people.")] = 48,
     minutes: Annotated[float, typer.Option(min=0.1, help="Of recording a person.")] = 12.0,
+    texts: Annotated[int | None, typer.Option(min=1, help="Make up texts instead: so many a person.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make up sensor data, where no real data are at hand. It says that it is synthetic wherever it is read."""
+    """Make up sensor data or texts, where no real data are at hand. They say that they are synthetic everywhere."""
     from flsys_ray.data import build as building
-    from flsys_ray.data.synthetic import Plan
+    from flsys_ray.data import synthetic, synthetic_texts
 
-    info = building.synthesize(out, Plan(users=users, minutes=minutes, seed=seed))
-    _say(info.name, len(info.users), info.windows, as_json=as_json)
-
-
-def _say(name: str, users: int, windows: int, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"name": name, "users": users, "windows": windows})
+    info: DatasetInfo
+    if texts is None:
+        info = building.synthesize(out, synthetic.Plan(users=users, minutes=minutes, seed=seed))
     else:
-        console.print(f"{name}: {users} users, {windows} windows")
+        info = building.synthesize_texts(out, synthetic_texts.Plan(users=users, texts=texts, seed=seed))
+    _say(info, as_json=as_json)
+
+
+def _say(info: "DatasetInfo", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": info.name, "users": len(info.users), info.form: info.examples})
+    else:
+        console.print(f"{info.name}: {len(info.users)} users, {info.examples} {info.form}")

@@ -10,6 +10,7 @@ from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.splits import split_users
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import InvalidInput
+from flsys_ray.programs.manifest import read_tokenizer
 from flsys_ray.programs.runner import Program
 from flsys_ray.wire.schemas import ModelInfo
 
@@ -55,8 +56,9 @@ class HeldOut:
     @classmethod
     def load(cls, cloud: DeveloperClient, info: ModelInfo, data: str, fraction: float, seed: int) -> "HeldOut":
         """Fetch a model's program, and the held-out users' examples of its classes."""
-        program = Program.load(cloud.program(info.model, str(info.program_sha256)))
-        dataset = open_dataset(data).select(program.manifest.classes)
+        body = cloud.program(info.model, str(info.program_sha256))
+        program = Program.load(body)
+        dataset = open_dataset(data).fit(program.manifest.classes, read_tokenizer(body))
         users = dataset.users if fraction >= 1 else split_users(dataset.users, fraction, seed)[1]
         parts = [dataset.examples(user) for user in users]
         if not any(len(part.y) for part in parts):

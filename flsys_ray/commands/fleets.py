@@ -17,7 +17,7 @@ from flsys_ray.developer import DeveloperClient
 from flsys_ray.device.configuration import PhoneConfig
 from flsys_ray.device.fleet import Fleet, FleetEvent
 from flsys_ray.errors import InvalidInput, TryLater
-from flsys_ray.programs.manifest import read_manifest
+from flsys_ray.programs.manifest import read_manifest, read_tokenizer
 from flsys_ray.wire.schemas import RoundInfo
 
 HAR_MODELS = "har-wild"
@@ -53,7 +53,8 @@ def fleet_of(cloud: DeveloperClient, phones: Phones, dataset: Dataset) -> Fleet:
         info = cloud.info(model)
         if info.program_sha256 is None:
             raise InvalidInput(f"model {model!r} has no program yet")
-        data[model] = dataset.select(read_manifest(cloud.program(model, info.program_sha256)).classes)
+        program = cloud.program(model, info.program_sha256)
+        data[model] = dataset.fit(read_manifest(program).classes, read_tokenizer(program))
     config = PhoneConfig(url=phones.url, app_key=phones.app_key, models=phones.models)
     return Fleet(phones.folder, config, data, phones.count, phones.users)
 

@@ -67,8 +67,18 @@ def _walk_zip(name: str, file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         raise DataInvalid(f"{name} is not a whole zip file ({problem}): fetch it again") from problem
 
 
-def parsed_csv(member: Member, columns: dict[str, pa.DataType], *, header: bool, delimiter: str = ",") -> pa.Table:
+def parsed_csv(
+    member: Member,
+    columns: dict[str, pa.DataType],
+    *,
+    header: bool,
+    delimiter: str = ",",
+    encoding: str = "utf8",
+    multiline: bool = False,
+) -> pa.Table:
     """Read a table of the given columns; without a header they are all that each line has.
+
+    With `multiline`, quoted values may hold line breaks.
 
     Raises:
         DataInvalid: a line or a number cannot be read; the message names the file.
@@ -76,8 +86,8 @@ def parsed_csv(member: Member, columns: dict[str, pa.DataType], *, header: bool,
     try:
         return pv.read_csv(
             io.BytesIO(member.read),
-            read_options=pv.ReadOptions(column_names=None if header else list(columns)),
-            parse_options=pv.ParseOptions(delimiter=delimiter),
+            read_options=pv.ReadOptions(column_names=None if header else list(columns), encoding=encoding),
+            parse_options=pv.ParseOptions(delimiter=delimiter, newlines_in_values=multiline),
             convert_options=pv.ConvertOptions(column_types=columns, include_columns=list(columns)),
         )
     except (pa.ArrowInvalid, KeyError) as problem:

@@ -6,18 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flsys_ray.data import synthetic
+from flsys_ray import tokenizer
+from flsys_ray.data import synthetic, synthetic_texts
 from flsys_ray.data.fetch import Progress, fetch
 from flsys_ray.data.folders import cache_folder, data_folder
-from flsys_ray.data.recipe import RECIPES, Recipe, load_recipe, recipe_names
-from flsys_ray.data.schema import DatasetInfo, file_sha256, is_dataset, write_dataset
+from flsys_ray.data.recipe import RECIPES, load_recipe, recipe_names
+from flsys_ray.data.schema import DatasetInfo, TextsInfo, WindowsInfo, file_sha256, is_dataset
 from flsys_ray.errors import DataInvalid, NotFound
 
-_CONVERSION = ("windows", "resampling", "recipe", "schema")
+SYNTHETIC = (synthetic.NAME, synthetic_texts.NAME)
+_CONVERSION = ("windows", "resampling", "recipe", "schema", "texts")
 
 
 def build(
-    name: str, from_folder: Path | None = None, out: Path | None = None, progress: Progress | None = None
+    name: str,
+    from_folder: Path | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    min_texts: int | None = None,
 ) -> DatasetInfo:
     """Build a data set in canonical form.
 
@@ -27,8 +33,10 @@ def build(
             of samples; or its parent. Without it the owner's files are fetched, and kept in `<out>/<name>/owner`.
         out: the folder of data sets; the default is `data_folder()`.
         progress: told of the bytes that were fetched.
+        min_texts: of a data set of texts, leave out users with fewer; the default is the recipe's.
 
     Raises:
+        InvalidInput: `min_texts` for a data set that is not of texts.
         NotFound: there is no such recipe, or nothing that it can read.
         DataInvalid: what is there does not have the owner's form.
         TryLater: the owner's server did not deliver.
@@ -43,12 +51,19 @@ def build(
             fetch(download, source, progress)
     else:
         source = _source_in(from_folder, name)
-    return _convert(name, recipe, source, target)
+    return recipe.convert(name, source, target, min_texts)
 
 
-def synthesize(out: Path | None = None, plan: synthetic.Plan | None = None, name: str = synthetic.NAME) -> DatasetInfo:
-    """Write a synthetic data set into `<out>/<name>`. It says that it is synthetic wherever it is read."""
-    return _write(name, plan or synthetic.Plan(), (out or data_folder()) / name)
+def synthesize(out: Path | None = None, plan: synthetic.Plan | None = None, name: str = synthetic.NAME) -> WindowsInfo:
+    """Write synthetic windows into `<out>/<name>`. They say that they are synthetic wherever they are read."""
+    return synthetic.write((out or data_folder()) / name, plan or synthetic.Plan(), name)
+
+
+def synthesize_texts(
+    out: Path | None = None, plan: synthetic_texts.Plan | None = None, name: str = synthetic_texts.NAME
+) -> TextsInfo:
+    """Write synthetic texts into `<out>/<name>`. They say that they are synthetic wherever they are read."""
+    return synthetic_texts.write((out or data_folder()) / name, plan or synthetic_texts.Plan(), name)
 
 
 def prepared_folder(name: str, folder: Path) -> Path:
@@ -61,19 +76,23 @@ def prepared_folder(name: str, folder: Path) -> Path:
     if is_dataset(here):
         return here
     if name == synthetic.NAME:
-        plan = synthetic.Plan()
-        key = _key(repr(plan), _code_sha256(Path(synthetic.__file__)))
-        return _cached(f"{name}-{key}", lambda target: _write(name, plan, target))
+        windows = synthetic.Plan()
+        key = _key(repr(windows), _code_sha256(Path(synthetic.__file__)))
+        return _cached(f"{name}-{key}", lambda target: synthetic.write(target, windows))
+    if name == synthetic_texts.NAME:
+        texts = synthetic_texts.Plan()
+        key = _key(repr(texts), _code_sha256(Path(synthetic_texts.__file__)))
+        return _cached(f"{name}-{key}", lambda target: synthetic_texts.write(target, texts))
     recipe = load_recipe(name)
     if recipe is not None and (samples := here / recipe.samples_file).is_file():
         state = samples.stat()
         key = _key(str(samples.resolve()), state.st_size, state.st_mtime_ns, _code_sha256(RECIPES / name / "recipe.py"))
-        return _cached(f"{name}-{key}", lambda target: _convert(name, recipe, here, target))
+        return _cached(f"{name}-{key}", lambda target: recipe.convert(name, here, target))
     raise NotFound(_how_to_get(name, folder, has_recipe=recipe is not None))
 
 
 def present_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the data sets in a folder that `open_dataset` opens from there, without the synthetic one."""
+    """Return the names of the data sets that `open_dataset` opens from a folder, without the synthetic ones."""
     found = {path.name for path in folder.glob("*") if is_dataset(path)}
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -85,12 +104,12 @@ def present_names(folder: Path) -> tuple[str, ...]:
 def _how_to_get(name: str, folder: Path, *, has_recipe: bool) -> str:
     there = ", ".join(present_names(folder)) or "none"
     if not has_recipe:
-        known = ", ".join((*recipe_names(), synthetic.NAME))
+        known = ", ".join((*recipe_names(), *SYNTHETIC))
         return f"no data set {name!r}: the data folder (FLSYS_DATA) holds {there}; there are recipes for {known}"
     return (
         f"data set {name!r} is not here: the data folder (FLSYS_DATA) holds {there}. Build it with "
         f"`flsys data build {name}` from its owner or `flsys data build {name} --from FOLDER` from local copies, or "
-        f"use `{synthetic.NAME}`, which needs no file"
+        f"use `{synthetic.NAME}` or `{synthetic_texts.NAME}`, which need no file"
     )
 
 
@@ -101,17 +120,9 @@ def _source_in(given: Path, name: str) -> Path:
     return inner if inner.is_dir() else given
 
 
-def _convert(name: str, recipe: Recipe, source: Path, target: Path) -> DatasetInfo:
-    return write_dataset(target, recipe.draft(name), recipe.user_windows(recipe.recordings(source)))
-
-
-def _write(name: str, plan: synthetic.Plan, target: Path) -> DatasetInfo:
-    return write_dataset(target, synthetic.draft(name), synthetic.user_windows(plan))
-
-
 def _code_sha256(source: Path) -> str:
     """Return a checksum of the code that makes a data set: changed code must not meet its old windows."""
-    files = (source, *(Path(__file__).with_name(f"{module}.py") for module in _CONVERSION))
+    files = (source, Path(tokenizer.__file__), *(Path(__file__).with_name(f"{module}.py") for module in _CONVERSION))
     return _key(*(file_sha256(file) for file in files))
 
 

@@ -1,9 +1,10 @@
 """Open a data set and read it user by user."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,15 @@ import pyarrow.parquet as pq
 
 from flsys_ray.data.build import prepared_folder
 from flsys_ray.data.folders import data_folder
-from flsys_ray.data.schema import COLUMNS, WINDOWS_FILE, DatasetInfo, Examples, Source, file_sha256, read_info
-from flsys_ray.data.windows import AXES, WindowSpec
+from flsys_ray.data.schema import DatasetInfo, Examples, Source, TextsInfo, WindowsInfo, file_sha256, read_info
+from flsys_ray.data.windows import WindowSpec
 from flsys_ray.errors import DataInvalid, NotFound
+from flsys_ray.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set on disk. Holds no windows: `examples` reads one user's.
+class Dataset(ABC):
+    """A data set on disk. Holds no examples: `examples` reads one user's.
 
     Attributes:
         folder: where it lies.
@@ -30,26 +32,6 @@ class Dataset:
     folder: Path
     info: DatasetInfo
     classes: tuple[str, ...]
-
-    @classmethod
-    def at(cls, folder: Path) -> Self:
-        """Open the canonical data set in a folder.
-
-        Raises:
-            DataInvalid: its two files do not belong together or do not have the canonical form.
-        """
-        info = read_info(folder)
-        if file_sha256(folder / WINDOWS_FILE) != info.sha256:
-            raise DataInvalid(
-                f"{info.name}: {WINDOWS_FILE} is not the file that was described: build the data set again"
-            )
-        found = pq.read_schema(folder / WINDOWS_FILE)
-        if missing := [c for c in COLUMNS if c not in found.names]:
-            raise DataInvalid(f"{info.name}: {WINDOWS_FILE} lacks {', '.join(missing)}: build the data set again")
-        width = info.spec.samples * AXES
-        if found.field("x").type != pa.list_(pa.float32(), width):
-            raise DataInvalid(f"{info.name}: column x is {found.field('x').type}, not {width} float32 a row")
-        return cls(folder, info, info.classes)
 
     @property
     def name(self) -> str:
@@ -67,22 +49,17 @@ class Dataset:
         return self.info.source
 
     @property
-    def spec(self) -> WindowSpec:
-        """The form of the windows."""
-        return self.info.spec
-
-    @property
     def users(self) -> tuple[str, ...]:
-        """The users that have at least one window of these classes, sorted."""
+        """The users that have at least one example of these classes, sorted."""
         return tuple(user for user in self.info.users if self.count(user))
 
     def count(self, user: str) -> int:
-        """Return how many windows of these classes a user has."""
+        """Return how many examples of these classes a user has."""
         of_user = self.info.counts.get(user, {})
         return sum(of_user.get(label, 0) for label in self.classes)
 
     def select(self, classes: Sequence[str]) -> Self:
-        """Return the same data set with these classes only, indexed in this order. Other windows are left out.
+        """Return the same data set with these classes only, indexed in this order. Other examples are left out.
 
         Raises:
             DataInvalid: a class that it does not have, or one twice.
@@ -93,17 +70,49 @@ class Dataset:
             raise DataInvalid(f"{self.name}: select at least one class, and each once, not {tuple(classes)}")
         return replace(self, classes=tuple(classes))
 
+    @abstractmethod
+    def fit(self, classes: Sequence[str], tokenizer: Tokenizer | None) -> Self:
+        """Return the same data set as a program reads it: with its classes, and its tokenizer if it takes texts.
+
+        Raises:
+            DataInvalid: the program takes another form of data, or classes that are not there.
+        """
+
     def examples(self, user: str) -> Examples:
-        """Read one user's windows, in order of session and time.
+        """Read one user's examples, in order of session and time.
 
         Raises:
             NotFound: no such user, or none with these classes.
         """
         if not self.count(user):
             raise NotFound(f"{self.name} has no user {user!r} with these classes; its users are {_some(self.users)}")
-        table = pq.read_table(self.folder / WINDOWS_FILE, filters=[("user", "=", user)], memory_map=True)
+        table = pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
         y = pc.index_in(table["label"], value_set=pa.array(self.classes))
-        table = table.append_column("y", y).filter(pc.is_valid(y))
+        return self._examples(user, table.append_column("y", y).filter(pc.is_valid(y)))
+
+    @abstractmethod
+    def _examples(self, user: str, table: pa.Table) -> Examples:
+        """Return the rows of one user, whose classes are in column `y`."""
+
+
+@dataclass(frozen=True)
+class WindowDataset(Dataset):
+    """A data set of sensor windows: x `[N, S, 3]` float32."""
+
+    info: WindowsInfo
+
+    @property
+    def spec(self) -> WindowSpec:
+        """The form of the windows."""
+        return self.info.spec
+
+    def fit(self, classes: Sequence[str], tokenizer: Tokenizer | None) -> Self:
+        """Return the same data set with these classes."""
+        if tokenizer is not None:
+            raise DataInvalid(f"{self.name} holds windows of a sensor, and the program takes texts")
+        return self.select(classes)
+
+    def _examples(self, user: str, table: pa.Table) -> Examples:
         table = table.sort_by([("session", "ascending"), ("start_s", "ascending")]).combine_chunks()
         flat = table["x"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return Examples(
@@ -116,18 +125,72 @@ class Dataset:
         )
 
 
+@dataclass(frozen=True)
+class TextDataset(Dataset):
+    """A data set of texts: x `[N, L]` int32, as `tokenizer` makes it: the one of the program that is to read it."""
+
+    info: TextsInfo
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+
+    def fit(self, classes: Sequence[str], tokenizer: Tokenizer | None) -> Self:
+        """Return the same data set with these classes, read with this tokenizer."""
+        if tokenizer is None:
+            raise DataInvalid(f"{self.name} holds texts, and the program has no tokenizer")
+        return replace(self.select(classes), tokenizer=tokenizer)
+
+    def texts(self, user: str) -> tuple[str, ...]:
+        """Return one user's texts, in the order of `examples`."""
+        table = pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
+        table = table.filter(pc.is_in(table["label"], value_set=pa.array(self.classes)))
+        return tuple(table.sort_by("created_s")["text"].to_pylist())
+
+    def _examples(self, user: str, table: pa.Table) -> Examples:
+        table = table.sort_by("created_s")
+        created_s = table["created_s"].to_numpy()
+        return Examples(
+            user=user,
+            x=self.tokenizer.batch(table["text"].to_pylist()),
+            y=table["y"].to_numpy().astype(np.int32),
+            start_s=created_s,
+            end_s=created_s,
+            session=np.full(len(created_s), "", dtype=np.str_),
+        )
+
+
+def dataset_at(folder: Path) -> Dataset:
+    """Open the canonical data set in a folder.
+
+    Raises:
+        DataInvalid: its two files do not belong together or do not have the canonical form.
+    """
+    info = read_info(folder)
+    file = folder / info.file
+    if not file.is_file() or file_sha256(file) != info.sha256:
+        raise DataInvalid(f"{info.name}: {info.file} is not the file that was described: build the data set again")
+    found, expected = pq.read_schema(file), info.schema()
+    if missing := [c for c in expected.names if c not in found.names]:
+        raise DataInvalid(f"{info.name}: {info.file} lacks {', '.join(missing)}: build the data set again")
+    for column in expected.names:
+        if found.field(column).type != expected.field(column).type:
+            has, must = found.field(column).type, expected.field(column).type
+            raise DataInvalid(f"{info.name}: column {column} is {has}, not {must}")
+    kinds: dict[type[DatasetInfo], Any] = {WindowsInfo: WindowDataset, TextsInfo: TextDataset}
+    made: Dataset = kinds[type(info)](folder, info, info.classes)
+    return made
+
+
 def open_dataset(name: str, folder: Path | None = None) -> Dataset:
     """Open a data set by its name.
 
     It may lie in `folder` (default: `data_folder()`) in canonical form, or as the samples that its recipe knows
-    how to convert: the windows are then cut once, and kept in the user's cache directory. The synthetic data set
-    needs no file at all.
+    how to convert: it is then converted once, and kept in the user's cache directory. The synthetic data sets need
+    no file at all.
 
     Raises:
         NotFound: nothing of the kind is there; the message says what is, and how to build it.
         DataInvalid: what is there cannot be read.
     """
-    return Dataset.at(prepared_folder(name, folder or data_folder()))
+    return dataset_at(prepared_folder(name, folder or data_folder()))
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""What a data set's recipe declares, and how its recordings become windows.
+"""What a data set's recipe declares, and how its recordings become windows. For texts: `texts.py`.
 
 A recipe is the file `datasets/<name>/recipe.py` with one `RECIPE`. A new folder is a new data set: nothing lists them.
 In a checkout, `flsys_ray/data/recipes` is a link to `datasets/`; in a wheel it is a copy.
@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flsys_ray.data.fetch import Download
-from flsys_ray.data.schema import DatasetInfo, UserWindows
+from flsys_ray.data.schema import UserWindows, WindowsInfo, write_dataset
+from flsys_ray.data.texts import TextRecipe
 from flsys_ray.data.windows import WindowSpec, cut_windows, to_android
-from flsys_ray.errors import DataInvalid
+from flsys_ray.errors import DataInvalid, InvalidInput
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -44,7 +45,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One data set: its card, where its owner keeps it, and how it is read.
+    """One data set of sensor windows: its card, where its owner keeps it, and how it is read.
 
     Attributes:
         title, home, licence, citation: of the card.
@@ -73,9 +74,19 @@ class Recipe:
     spec: WindowSpec = field(default_factory=WindowSpec)
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def draft(self, name: str) -> DatasetInfo:
+    def convert(self, name: str, source: Path, target: Path, min_texts: int | None = None) -> WindowsInfo:
+        """Read what is in `source`, and write the data set into the folder `target`.
+
+        Raises:
+            InvalidInput: `min_texts` is for data sets of texts.
+        """
+        if min_texts is not None:
+            raise InvalidInput(f"{name}: a data set of windows has no texts to count")
+        return write_dataset(target, self.draft(name), self.user_windows(self.recordings(source)))
+
+    def draft(self, name: str) -> WindowsInfo:
         """Return what is known of the data set before any file is read."""
-        return DatasetInfo(
+        return WindowsInfo(
             name=name,
             title=self.title,
             source="real",
@@ -111,13 +122,13 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(file.parent.name for file in RECIPES.glob("*/recipe.py")))
 
 
-def load_recipe(name: str) -> Recipe | None:
+def load_recipe(name: str) -> Recipe | TextRecipe | None:
     """Return a data set's recipe, or None if there is none."""
     if name not in recipe_names():
         return None
     recipe = importlib.import_module(f"{__package__}.recipes.{name}.recipe").RECIPE
-    if not isinstance(recipe, Recipe):
-        raise DataInvalid(f"datasets/{name}/recipe.py: RECIPE is a {type(recipe).__name__}, not a Recipe")
+    if not isinstance(recipe, Recipe | TextRecipe):
+        raise DataInvalid(f"datasets/{name}/recipe.py: RECIPE is a {type(recipe).__name__}, not a Recipe or TextRecipe")
     return recipe
 
 

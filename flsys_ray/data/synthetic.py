@@ -16,12 +16,13 @@ classes of users whom they have not seen without becoming perfect (a test holds 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flsys_ray.core.rng import generator
-from flsys_ray.data.schema import CANONICAL_CLASSES, DatasetInfo, UserWindows
+from flsys_ray.data.schema import CANONICAL_CLASSES, UserWindows, WindowsInfo, write_dataset
 from flsys_ray.data.windows import STANDARD_GRAVITY_M_PER_S2, WindowSpec, cut_windows
 from flsys_ray.errors import DataInvalid
 
@@ -195,10 +196,15 @@ def user_windows(plan: Plan, spec: WindowSpec | None = None) -> Iterator[UserWin
         )
 
 
-def draft(name: str = NAME, spec: WindowSpec | None = None) -> DatasetInfo:
+def write(target: Path, plan: Plan, name: str = NAME) -> WindowsInfo:
+    """Write the data set into the folder `target`."""
+    return write_dataset(target, draft(name), user_windows(plan))
+
+
+def draft(name: str = NAME, spec: WindowSpec | None = None) -> WindowsInfo:
     """Return the card of synthetic data."""
     spec = spec or WindowSpec()
-    return DatasetInfo(
+    return WindowsInfo(
         name=name,
         title="SYNTHETIC sensor data (made up by a formula; no real person)",
         source="synthetic",

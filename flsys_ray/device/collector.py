@@ -158,7 +158,9 @@ class ReplaySource:
             if name != session:
                 session, offset_s = name, (ends_s[-1] if ends_s else 0.0) - start_s
             label = self.dataset.classes[int(found.y[row])]
-            examples.append(Example(found.x[row], None, label, start_s, end_s - start_s, name))
+            # Texts last no time, and are held out by what they say: a repeated one cannot be on both sides.
+            at_s = start_s if end_s > start_s else None
+            examples.append(Example(found.x[row], None, label, at_s, end_s - start_s, name))
             ends_s.append(offset_s + end_s)
         return examples, ends_s
 

@@ -16,9 +16,9 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
 import numpy as np
@@ -34,7 +34,7 @@ from flsys_ray.device.database import Database
 from flsys_ray.device.download import FileCache
 from flsys_ray.device.examples import Example, ExampleStore
 from flsys_ray.device.identity import Identity
-from flsys_ray.device.journal import Journal
+from flsys_ray.device.journal import HeldVersion, Journal
 from flsys_ray.device.outcome import Outcome
 from flsys_ray.device.participation import Participation
 from flsys_ray.device.status import Inference, ModelStatus, PhoneStatus
@@ -42,6 +42,7 @@ from flsys_ray.device.trainer import infer
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import Conflict, FlsysError, InvalidInput, NotFound
 
+Used = TypeVar("Used")
 _GLANCE_S = 5.0
 
 
@@ -231,6 +232,19 @@ class Phone:
         number, label = (None, y) if isinstance(y, str) else (int(y), None)
         self._examples.add(model, [Example(x, number, label, at_s)], self._clock.now())
 
+    def add_text(self, model: str, text: str, label: str) -> None:
+        """Add one text with its class's name. It is kept as the ids that the model's own tokenizer makes of it.
+
+        NOTE(production): a model that changes its tokenizer needs a new name; ids of the old one would be misread.
+
+        Raises:
+            InvalidInput: the model takes no texts.
+            NotFound, TryLater: the program is not on the phone, and cannot be had now.
+        """
+        self._check(model)
+        ids = self._with_version(model, lambda held: self._ids(model, held.program_sha256, [text])[0])
+        self.add_example(model, ids, label)
+
     def label(self, model: str, start_s: float, end_s: float, label: str) -> int:
         """Name what the user did from `start_s` to `end_s` (UTC seconds); return how many examples that names."""
         self._check(model)
@@ -282,29 +296,51 @@ class Phone:
             TryLater: no version is on the phone, and the cloud cannot be reached.
             DataInvalid: x does not have the program's input shape.
         """
+        return self._infer(model, lambda sha256: x, max_age_s)
+
+    def infer_text(self, model: str, *texts: str, max_age_s: float | None = None) -> Inference:
+        """Run the newest version on texts, as `infer` does on examples.
+
+        Raises:
+            InvalidInput: the model takes no texts.
+            NotFound, TryLater: as `infer`.
+        """
+        return self._infer(model, lambda sha256: self._ids(model, sha256, texts), max_age_s)
+
+    def _infer(self, model: str, x_for: Callable[[str], NDArray[Any]], max_age_s: float | None) -> Inference:
+        """Run the newest version on what `x_for` makes for the program with a given hash."""
         self._check(model)
         held = self._journal.held(model)
-        if held is None:
-            self.refresh(model)
-        elif max_age_s is not None and self._clock.now() - held.refreshed_at > max_age_s:
+        if held is not None and max_age_s is not None and self._clock.now() - held.refreshed_at > max_age_s:
             with contextlib.suppress(FlsysError):  # an older version is better than none
                 self.refresh(model)
-        return self._infer(model, x, attempts=2)
 
-    def _infer(self, model: str, x: NDArray[Any], attempts: int) -> Inference:
-        held = self._journal.held(model)
-        try:
-            if held is None:
-                raise NotFound(f"no version of {model} is on this phone")
+        def run(held: HeldVersion) -> Inference:
             loaded = self._versions.load(held.program_sha256, held.weights_sha256)
-        except (NotFound, FileNotFoundError):
-            if attempts <= 1:
-                raise
-            self.refresh(model)  # another thread has just moved on, or a file was evicted
-            return self._infer(model, x, attempts - 1)
-        scores = infer(loaded.program, loaded.weights, x)
-        classes = loaded.program.manifest.classes
-        return Inference(model, held.version, scores, tuple(classes[int(i)] for i in scores.argmax(axis=1)))
+            scores = infer(loaded.program, loaded.weights, x_for(held.program_sha256))
+            classes = loaded.program.manifest.classes
+            return Inference(model, held.version, scores, tuple(classes[int(i)] for i in scores.argmax(axis=1)))
+
+        return self._with_version(model, run)
+
+    def _with_version(self, model: str, use: Callable[[HeldVersion], Used]) -> Used:
+        """Use the newest version on the phone; fetch it if there is none, or if one of its files has just gone."""
+        for attempt in range(2):
+            held = self._journal.held(model)
+            try:
+                if held is not None:
+                    return use(held)
+            except (NotFound, FileNotFoundError):
+                if attempt:
+                    raise
+            self.refresh(model)  # there is none, another thread has just moved on, or a file was evicted
+        held = self._journal.held(model)
+        if held is None:
+            raise NotFound(f"no version of {model} is on this phone")
+        return use(held)
+
+    def _ids(self, model: str, program_sha256: str, texts: Sequence[str]) -> NDArray[np.int32]:
+        return self._versions.tokenizer(model, program_sha256).batch(texts)
 
     # Inside -------------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,9 @@ from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
 from flsys_ray.device.examples import Batch
 from flsys_ray.errors import DataInvalid, UpdateUnusable
-from flsys_ray.programs.manifest import Manifest
+from flsys_ray.programs.manifest import Manifest, read_tokenizer
 from flsys_ray.programs.runner import Evaluated, Program, Trained
+from flsys_ray.tokenizer import Tokenizer
 from flsys_ray.wire.schemas import AssignmentMessage, EvaluationRequest
 from flsys_ray.wire.tensors import decode_vector, encode_update
 
@@ -61,6 +62,7 @@ class Programs:
     most: int = 8
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _loaded: OrderedDict[str, DeviceProgram] = field(default_factory=OrderedDict, repr=False)
+    _tokenizers: OrderedDict[str, Tokenizer | None] = field(default_factory=OrderedDict, repr=False)
 
     def get(self, sha256: str, path: Path) -> DeviceProgram:
         """Return the program with this hash, reading `path` if it is not loaded."""
@@ -70,6 +72,15 @@ class Programs:
             while len(self._loaded) > self.most:
                 self._loaded.popitem(last=False)
         return program
+
+    def tokenizer(self, sha256: str, path: Path) -> Tokenizer | None:
+        """Return the tokenizer of the program with this hash; None if it takes no texts."""
+        with self._lock:
+            if sha256 not in self._tokenizers:
+                self._tokenizers[sha256] = read_tokenizer(path.read_bytes())
+                while len(self._tokenizers) > self.most:
+                    self._tokenizers.popitem(last=False)
+            return self._tokenizers[sha256]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from flsys_ray.device.download import FileCache
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import HeldVersion, Journal
 from flsys_ray.device.trainer import DeviceProgram, Programs
-from flsys_ray.errors import NotFound
+from flsys_ray.errors import InvalidInput, NotFound
 from flsys_ray.programs.manifest import Manifest
+from flsys_ray.tokenizer import Tokenizer
 from flsys_ray.wire.schemas import AssignmentMessage
 
 
@@ -72,6 +73,21 @@ class Versions:
         """Return what a program says of itself, None if it is not on the phone."""
         path = self.program_files.path(program_sha256)
         return self.programs.get(program_sha256, path).manifest if path else None
+
+    def tokenizer(self, model: str, program_sha256: str) -> Tokenizer:
+        """Return the tokenizer of a model's program.
+
+        Raises:
+            NotFound: the program is not on the phone.
+            InvalidInput: the model takes no texts.
+        """
+        path = self.program_files.path(program_sha256)
+        if path is None:
+            raise NotFound("the program is not on this phone: refresh")
+        found = self.programs.tokenizer(program_sha256, path)
+        if found is None:
+            raise InvalidInput(f"{model} takes no texts: its program has no tokenizer")
+        return found
 
     def erase(self) -> None:
         """Delete all versions. Programs stay: they hold nothing of the user."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flsys_ray.core.layout import Layout, Leaf
 from flsys_ray.errors import InvalidInput, ProgramInvalid
+from flsys_ray.tokenizer import ASSET, Tokenizer
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -119,6 +120,24 @@ def read_manifest(program: bytes) -> Manifest:
 def read_asset(program: bytes, name: str) -> bytes:
     """Return one asset of a program file. Raises `ProgramInvalid` if it is not there, or too large."""
     return _read(program, name, MAX_ASSET_BYTES)[0]
+
+
+def read_tokenizer(program: bytes) -> Tokenizer | None:
+    """Return the tokenizer of a program file; None if it has none, and takes no texts.
+
+    Raises:
+        ProgramInvalid: its asset is no tokenizer that this code can be.
+    """
+    try:
+        asset = read_asset(program, ASSET)
+    except ProgramInvalid as error:
+        if isinstance(error.__cause__, KeyError):
+            return None
+        raise
+    try:
+        return Tokenizer.from_json(asset)
+    except InvalidInput as error:
+        raise ProgramInvalid(f"program: {error.message}") from error
 
 
 def _read(program: bytes, name: str, limit_bytes: int) -> tuple[bytes, int]:

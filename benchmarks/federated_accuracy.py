@@ -1,0 +1,231 @@
+"""How well a built-in model does on users it never saw: its own plan, the real coordinator and program, virtual time.
+
+    python benchmarks/federated_accuracy.py --model sentiment --data airline_tweets --versions 100 --pooled 20
+
+A split's number is the seed that chooses the held-out users (a fifth) and the plan's seed. Phones hold what real ones
+would train on: their own held-out part is left out. No Ray, no HTTP, one thread; the same command gives the same
+figures on the same machine. The data folder is that of `flsys demo` (`FLSYS_DATA`).
+
+Beside the last version stand two references on the same held-out users: always answering the commonest class of the
+training users, and the same program trained on the pooled examples of all phones (`--pooled` epochs), which federated
+learning never sees in one place.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsys_ray.commands.evaluation import macro_f1
+from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.layout import Vector
+from flsys_ray.core.plan import TrainingPlan, parse_plan
+from flsys_ray.core.rng import generator
+from flsys_ray.core.types import Assignment, Update, Version
+from flsys_ray.data.dataset import Dataset, open_dataset
+from flsys_ray.data.leaks import check_no_leak
+from flsys_ray.data.splits import split_users
+from flsys_ray.device.collector import ReplaySource, feed
+from flsys_ray.device.database import Database
+from flsys_ray.device.examples import Batch, ExampleStore
+from flsys_ray.models import get
+from flsys_ray.programs.compile import compile_builtin
+from flsys_ray.programs.manifest import read_tokenizer
+from flsys_ray.programs.runner import Program
+
+HELD_OUT = 0.2
+STORE_BYTES = 64 * 2**20
+VISIT_S = 0.01  # between two check-ins: a round is over long before its deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Answers on all examples of the held-out users."""
+
+    accuracy: float
+    macro_f1: float
+
+    @classmethod
+    def of(cls, truth: NDArray[np.int32], chosen: NDArray[np.int64]) -> "Score":
+        return cls(float((chosen == truth).mean()), macro_f1(truth, chosen))
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.3f} / {self.macro_f1:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One split."""
+
+    split: int
+    training_users: int
+    held_out_users: int
+    held_out_examples: int
+    majority: Score
+    pooled: Score | None
+    versions: Mapping[int, Score]
+    steps_per_update: float
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A built-in model on held-out users, with its own plan.")
+    parser.add_argument("--model", default="sentiment")
+    parser.add_argument("--data", default="airline_tweets")
+    parser.add_argument("--splits", default="0,1,2", help="seeds of the splits by user")
+    parser.add_argument("--versions", type=int, default=100)
+    parser.add_argument("--every", type=int, default=25, help="score each so many versions")
+    parser.add_argument("--pooled", type=int, default=0, help="epochs of training on the pooled examples")
+    parser.add_argument("--plan", default="{}", help="JSON: sections that replace those of the model's own plan")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    builtin = get(options.model)
+    compiled = compile_builtin(builtin).data
+    program = Program.load(compiled)
+    dataset = open_dataset(options.data).fit(program.manifest.classes, read_tokenizer(compiled))
+    plan = parse_plan({**builtin.default_plan(), **json.loads(options.plan)})
+    if not options.json:
+        print(f"{options.model}: {program.manifest.parameters} parameters, program {len(compiled) / 1024:.0f} kB")
+        print(f"{dataset.title}: {len(dataset.users)} users, {dataset.source} data; accuracy / macro-F1")
+    results = []
+    for split in options.splits.split(","):
+        seeded = plan.model_copy(update={"seed": int(split)})
+        results.append(run(program, dataset, seeded, options.versions, options.every, options.pooled))
+        if not options.json:
+            print(line(results[-1]), flush=True)
+    print(json.dumps([asdict(result) for result in results], indent=1) if options.json else summary(results))
+
+
+def line(result: Result) -> str:
+    """Return one split in words."""
+    steps = ", ".join(f"v{number} {score}" for number, score in result.versions.items())
+    return (
+        f"split {result.split}: {result.training_users} users train, {result.held_out_users} are held out "
+        f"({result.held_out_examples} examples). Commonest class {result.majority}, pooled {result.pooled}, federated "
+        f"{steps}; {result.steps_per_update:.1f} steps an update, {result.seconds:.0f} s"
+    )
+
+
+def summary(results: list[Result]) -> str:
+    """Return means over the splits, with the range."""
+    last = [list(result.versions.values())[-1] for result in results]
+    rows = {"commonest class": [r.majority for r in results], "pooled": [r.pooled for r in results], "federated": last}
+    lines = []
+    for name, scores in rows.items():
+        found = [score for score in scores if score is not None]
+        if found:
+            f1, accuracy = [s.macro_f1 for s in found], [s.accuracy for s in found]
+            spread = f"({min(f1):.3f} to {max(f1):.3f})"
+            lines.append(f"| {name} | {np.mean(accuracy):.3f} | {np.mean(f1):.3f} {spread} |")
+    return "\n".join(lines)
+
+
+def run(program: Program, dataset: Dataset, plan: TrainingPlan, versions: int, every: int, pooled: int) -> Result:
+    """Train on one part of the users, and score on the other."""
+    start = time.perf_counter()
+    training, held_out = split_users(dataset.users, HELD_OUT, plan.seed)
+    parts = [dataset.examples(user) for user in held_out]
+    check_no_leak({"training": map(dataset.examples, training), "held out": parts})
+    x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
+    phones = dict(phone_examples(dataset, training, program.manifest.input_shape))
+    everything = np.concatenate([batch.y for batch in phones.values()])
+    scores, steps = {}, list[int]()
+    for number, parameters in train(program, plan, phones, versions, steps):
+        if number % every == 0 or number == versions:
+            scores[number] = Score.of(y, program.infer(parameters, x).argmax(axis=1))
+    return Result(
+        split=plan.seed,
+        training_users=len(phones),
+        held_out_users=len(held_out),
+        held_out_examples=len(y),
+        majority=Score.of(y, np.full(len(y), np.bincount(everything).argmax())),
+        pooled=Score.of(y, _pooled(program, plan, phones, x, pooled)) if pooled else None,
+        versions=scores,
+        steps_per_update=float(np.mean(steps)),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def phone_examples(dataset: Dataset, users: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, Batch]]:
+    """Yield what each user's phone would train on; users all of whose examples are held out have no phone."""
+    with tempfile.TemporaryDirectory(prefix="federated-accuracy-") as folder:
+        database = Database(Path(folder) / "phone.db")
+        store = ExampleStore(database, STORE_BYTES)
+        for user in users:
+            feed("model", ReplaySource(dataset, user), store, 0.0)
+            batch = store.batch("model", "training", dataset.classes, shape)
+            store.erase()
+            if batch is not None:
+                yield user, batch
+        database.close()
+
+
+def train(
+    program: Program, plan: TrainingPlan, phones: Mapping[str, Batch], versions: int, steps: list[int]
+) -> Iterator[tuple[int, Vector]]:
+    """Yield each committed version; `steps` gets the number of local steps of each update."""
+    first = program.init(plan.seed)
+    start = Version(0, first, plan.server_optimizer.init(first.size))
+    coordinator = Coordinator("model", program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
+    now, seen = 0.0, -1
+    while seen < versions:
+        for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
+            now += VISIT_S
+            if coordinator.tick(now) is not None:
+                break
+            work = coordinator.check_in(str(user), now)
+            if isinstance(work, Assignment):
+                update, taken = _update(program, plan, coordinator.version.parameters, work, phones[str(user)])
+                coordinator.submit(update, now)
+                steps.append(taken)
+        else:  # all were here, and the lottery took fewer than a cohort: they come back when it is open to all
+            now += plan.pacing.deadline_s / 8 if hasattr(plan.pacing, "deadline_s") else 1.0
+            coordinator.tick(now)
+        if coordinator.version.number != seen:
+            seen = coordinator.version.number
+            yield seen, coordinator.version.parameters
+
+
+def _update(
+    program: Program, plan: TrainingPlan, base: Vector, work: Assignment, examples: Batch
+) -> tuple[Update, int]:
+    trained = program.train(
+        base,
+        examples.x,
+        examples.y,
+        epochs=plan.local.epochs,
+        learning_rate=plan.local.learning_rate,
+        proximal_mu=plan.local.proximal_mu,
+        rng=generator(0, "local-training", work.round, work.assignment_id),
+        max_steps=plan.local.max_steps,
+    )
+    return Update(work, trained.parameters - base, len(examples.y), trained.loss), trained.steps
+
+
+def _pooled(
+    program: Program, plan: TrainingPlan, phones: Mapping[str, Batch], x: NDArray[np.int32], epochs: int
+) -> NDArray[np.int64]:
+    """Return the answers of the program that was trained on all phones' examples in one place."""
+    trained = program.train(
+        program.init(plan.seed),
+        np.concatenate([batch.x for batch in phones.values()]),
+        np.concatenate([batch.y for batch in phones.values()]),
+        epochs=epochs,
+        learning_rate=plan.local.learning_rate,
+        rng=generator(plan.seed, "pooled"),
+    )
+    return program.infer(trained.parameters, x).argmax(axis=1)
+
+
+if __name__ == "__main__":
+    main()
