@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from actors.metrics import RayMeter
 from flsys_ray.cloud.hosts import ModelHost
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.errors import FlsysError
@@ -26,7 +27,7 @@ class ModelActor:
 
     def __init__(self, store_uri: str, model: str) -> None:
         self._model = model
-        self._host = ModelHost(open_store(store_uri), model, time.time)
+        self._host = ModelHost(open_store(store_uri), model, time.time, RayMeter())
         self._wake = threading.Event()
         threading.Thread(target=self._watch_the_clock, name="clock", daemon=True).start()
 

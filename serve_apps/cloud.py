@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.hosts import RayHosts
+from actors.metrics import RayMeter
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
@@ -28,7 +29,7 @@ def build(args: Args) -> Application:
     store = args.store
 
     def app() -> FastAPI:
-        return create_app(Cloud(open_store(store), RayHosts(store), time.time))
+        return create_app(Cloud(open_store(store), RayHosts(store), time.time, RayMeter()))
 
     deployment = serve.deployment(
         name="api",

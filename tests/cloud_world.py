@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from flsys_ray.cloud.credentials import set_operator_key
 from flsys_ray.cloud.hosts import LocalHosts
+from flsys_ray.cloud.meter import MemoryMeter
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.base import ObjectStore
@@ -38,6 +39,7 @@ class World:
     cloud: Cloud
     program: bytes = field(repr=False)
     size: int
+    meter: MemoryMeter
 
     # Developers
 
@@ -126,9 +128,10 @@ def open_world(program: bytes, size: int, store: ObjectStore | None = None) -> I
     clock = Clock()
     store = MemoryStore() if store is None else store
     set_operator_key(store, OPERATOR_KEY)
-    cloud = Cloud(store, LocalHosts(store, clock), clock)
+    meter = MemoryMeter()
+    cloud = Cloud(store, LocalHosts(store, clock, meter), clock, meter)
     with TestClient(create_app(cloud), raise_server_exceptions=False) as http:
-        yield World(http, store, clock, cloud, program, size)
+        yield World(http, store, clock, cloud, program, size, meter)
 
 
 def exchange(

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
+from flsys_ray.cloud.meter import NO_METER, Meter
 from flsys_ray.cloud.model import CheckInAnswer, DurableModel
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Update, Version
@@ -61,10 +62,11 @@ class Hosts(Protocol):
 class ModelHost:
     """Holds one durable model, activated when it is first called. Thread-safe; calls are synchronous."""
 
-    def __init__(self, store: ObjectStore, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, store: ObjectStore, name: str, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self._store = store
         self._name = name
         self._clock = clock
+        self._meter = meter
         self._lock = threading.Lock()
         self._model: DurableModel | None = None
 
@@ -72,7 +74,7 @@ class ModelHost:
         """Let one call in. A model that is broken afterwards is dropped: the next call activates it anew."""
         with self._lock:
             if self._model is None:
-                self._model = DurableModel(self._store, self._name, self._clock)
+                self._model = DurableModel(self._store, self._name, self._clock, self._meter)
             try:
                 return use(self._model)
             finally:
@@ -138,9 +140,10 @@ class LocalHandle:
 class LocalHosts:
     """Any number of models in this process: for tests, simulations, and a cloud without Ray."""
 
-    def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
+    def __init__(self, store: ObjectStore, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self._store = store
         self._clock = clock
+        self._meter = meter
         self._lock = threading.Lock()
         self._hosts: dict[str, ModelHost] = {}
 
@@ -148,7 +151,7 @@ class LocalHosts:
         """Return the one host of a model."""
         with self._lock:
             if name not in self._hosts:
-                self._hosts[name] = ModelHost(self._store, name, self._clock)
+                self._hosts[name] = ModelHost(self._store, name, self._clock, self._meter)
             return self._hosts[name]
 
     def model(self, name: str) -> LocalHandle:

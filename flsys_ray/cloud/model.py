@@ -20,6 +20,7 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, was_counted
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
+from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
 from flsys_ray.cloud.reports import closed_rounds, open_round, round_info
 from flsys_ray.cloud.stored_updates import StoredUpdates, to_update
 from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
@@ -63,10 +64,11 @@ class DurableModel:
     was never created.
     """
 
-    def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float]) -> None:
+    def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self.store = store
         self.model = model
         self._clock = clock
+        self._meter = meter
         self._journal = Journal(store, model)
         self._broken = False
         self._coordinator: Coordinator | None = None
@@ -295,6 +297,7 @@ class DurableModel:
         self._evaluations = Evaluations(self.store, self.model)
         if coordinator.plan != self._plan and ref is not None:
             self._resume(ref)
+        record_round(self._meter, self.model, info, self._clock() - now)
         return info
 
     def _plan_ends_at(self, ref: VersionRef | None) -> bool:
@@ -321,6 +324,7 @@ class DurableModel:
         )
         self._refold(self._coordinator, layout, plan)
         self._evaluations.recover(head.round)
+        self._meter.record(VERSION, ref.number, self.model)
 
     def _refold(self, coordinator: Coordinator, layout: Layout, plan: TrainingPlan) -> None:
         now = self._clock()

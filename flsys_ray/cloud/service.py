@@ -13,6 +13,7 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.evaluations import check_evaluation
 from flsys_ray.cloud.hosts import Action, Hosts
+from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
@@ -49,14 +50,15 @@ UNKNOWN_MODEL_S = 60.0
 
 
 class Cloud:
-    """The use cases. `hosts` answers for models; `clock` gives UTC seconds."""
+    """The use cases. `hosts` answers for models; `clock` gives UTC seconds; `meter` takes what is counted."""
 
-    def __init__(self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float]) -> None:
+    def __init__(self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self.store = store
         self.hosts = hosts
         self.clock = clock
+        self.meter = meter
         self.credentials = Credentials(store)
-        self.updates = Updates(store, hosts, clock, self.manifest, self.plan)
+        self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
         self._owner = lru_cache(maxsize=10_000)(self._read_owner)
         self._manifest = lru_cache(maxsize=256)(self._read_manifest)
         self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
@@ -83,12 +85,14 @@ class Cloud:
             else:
                 rejections.append(Rejection(model=name, reason=answer.outcome.reason))
                 waits.append(answer.outcome.retry_after_s)
-        return CheckInReply(
+        reply = CheckInReply(
             assignments=assignments,
             rejections=rejections,
             eligibility={n: answer.eligibility for n, answer in answers.items() if isinstance(answer, CheckInAnswer)},
             retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
         )
+        record_check_in(self.meter, reply)
+        return reply
 
     async def give_back(self, ticket: Ticket) -> None:
         """Take an assignment back. Raises `Conflict` if its update is counted; a round that is over needs nothing."""

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected, Update
-from flsys_ray.errors import AlreadyExists, Late, Missing, UpdateUnusable
+from flsys_ray.errors import AlreadyExists, FlsysError, Late, Missing, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import UpdateReply
 from flsys_ray.wire.tensors import decode_update, max_update_bytes
+
+_OUTCOMES: dict[type[FlsysError], str] = {Late: "late", UpdateUnusable: "unusable"}
 
 
 class Updates:
@@ -26,12 +29,14 @@ class Updates:
         clock: Callable[[], float],
         manifest: Callable[[str, str], Manifest],
         plan: Callable[[str, str], TrainingPlan],
+        meter: Meter = NO_METER,
     ) -> None:
         self._store = store
         self._hosts = hosts
         self._clock = clock
         self._manifest = manifest
         self._plan = plan
+        self._meter = meter
 
     def max_bytes(self, ticket: Ticket) -> int:
         """Return the most bytes that the update of an assignment may have."""
@@ -46,6 +51,17 @@ class Updates:
             UpdateUnusable: its form, or a value in it.
             Late: the round is over, the deadline has passed, or the assignment was given back.
         """
+        model = ticket.assignment.model
+        self._meter.record(UPDATE_BYTES, len(body), model)
+        try:
+            reply = await self._take_in(ticket, body)
+        except FlsysError as error:
+            self._meter.record(UPDATES, 1, model, _OUTCOMES.get(type(error), "failed"))
+            raise
+        self._meter.record(UPDATES, 1, model, "duplicate" if reply.duplicate else "counted")
+        return reply
+
+    async def _take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
         update, stored_before = await asyncio.to_thread(self._make_durable, ticket, body)
         outcome = await self._hosts.model(ticket.assignment.model).submit(update)
         if not isinstance(outcome, Rejected):

@@ -7,6 +7,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.meter import DOWNLOAD_BYTES
+from flsys_ray.cloud.service import Cloud
 from flsys_ray.http.callers import AppCall, AssignmentToken, DeviceCall, ReaderCall, TheCloud
 from flsys_ray.http.limits import read_body
 from flsys_ray.http.objects import FOR_EVER, REVALIDATE, Download, serve
@@ -42,6 +44,12 @@ def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+async def _send(cloud: Cloud, request: Request, download: Download, labels: tuple[str, str]) -> Response:
+    response = await run_in_threadpool(serve, cloud.store, request, download)
+    cloud.meter.record(DOWNLOAD_BYTES, len(response.body), *labels)
+    return response
+
+
 @router.post("/devices", status_code=status.HTTP_201_CREATED)
 async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolReply:
     """Enrol an installed app as a device. Asking again gives the same device a fresh token."""
@@ -59,7 +67,7 @@ async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, mod
     """Download a device program. It never changes; `Range` resumes."""
     cloud.check_owner(app_id, model)
     download = Download(places.program(model, sha256), sha256, PROGRAM, FOR_EVER, {})
-    return await run_in_threadpool(serve, cloud.store, request, download)
+    return await _send(cloud, request, download, (model, "program"))
 
 
 @router.get("/models/{model}/versions/{number}", response_class=Response, responses=_file(SAFETENSORS))
@@ -72,7 +80,7 @@ async def get_version(
     digest = info.weights_sha256
     cache = REVALIDATE if number == "latest" else FOR_EVER
     download = Download(places.weights(model, digest), digest, SAFETENSORS, cache, headers)
-    return await run_in_threadpool(serve, cloud.store, request, download)
+    return await _send(cloud, request, download, (model, "version"))
 
 
 @router.put(
