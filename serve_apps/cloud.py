@@ -29,7 +29,7 @@ def build(args: Args) -> Application:
     store = args.store
 
     def app() -> FastAPI:
-        return create_app(Cloud(open_store(store), RayHosts(store), time.time, RayMeter()))
+        return create_app(Cloud(open_store(store), RayHosts(store), time.time, meter=RayMeter()))
 
     deployment = serve.deployment(
         name="api",

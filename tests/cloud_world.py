@@ -129,7 +129,7 @@ def open_world(program: bytes, size: int, store: ObjectStore | None = None) -> I
     store = MemoryStore() if store is None else store
     set_operator_key(store, OPERATOR_KEY)
     meter = MemoryMeter()
-    cloud = Cloud(store, LocalHosts(store, clock, meter), clock, meter)
+    cloud = Cloud(store, LocalHosts(store, clock, meter), clock, meter=meter)
     with TestClient(create_app(cloud), raise_server_exceptions=False) as http:
         yield World(http, store, clock, cloud, program, size, meter)
 

@@ -52,7 +52,9 @@ UNKNOWN_MODEL_S = 60.0
 class Cloud:
     """The use cases. `hosts` answers for models; `clock` gives UTC seconds; `meter` takes what is counted."""
 
-    def __init__(self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
+    def __init__(
+        self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float], *, meter: Meter = NO_METER
+    ) -> None:
         self.store = store
         self.hosts = hosts
         self.clock = clock
