@@ -27,6 +27,8 @@ MORE = 5  # updates in a generated cohort beyond the fewest
 SCALE = FixedPoint(max_updates=100, max_weight=MAX_WEIGHT, max_abs=MAX_ABS)
 every_rule = pytest.mark.parametrize("rule", [kind() for kind in RULES.classes.values()], ids=list(RULES.classes))
 
+laws = settings(max_examples=settings().max_examples * 3 // 10)  # there are many rules
+
 values = st.floats(-MAX_ABS, MAX_ABS, width=32)
 
 
@@ -83,6 +85,7 @@ def test_there_are_rules_to_test():
 
 
 @every_rule
+@laws
 @given(data=st.data())
 def test_merge_agrees_with_add(rule, data):
     cohort = data.draw(enough(rule, smallest=2))
@@ -95,6 +98,7 @@ def test_merge_agrees_with_add(rule, data):
 
 
 @every_rule
+@laws
 @given(data=st.data())
 def test_merge_is_associative(rule, data):
     cohort = data.draw(enough(rule, smallest=3))
@@ -105,7 +109,7 @@ def test_merge_is_associative(rule, data):
 
 
 @every_rule
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 5)
 @given(data=st.data())
 def test_order_does_not_matter_to_the_bit(rule, data):
     cohort = data.draw(enough(rule, smallest=2))
@@ -116,6 +120,7 @@ def test_order_does_not_matter_to_the_bit(rule, data):
 
 
 @every_rule
+@laws
 @given(data=st.data(), factor=st.integers(1, 20))
 def test_scaling_all_weights_changes_nothing_to_the_bit(rule, data, factor):
     cohort = data.draw(enough(rule, max_weight=50))
@@ -124,6 +129,7 @@ def test_scaling_all_weights_changes_nothing_to_the_bit(rule, data, factor):
 
 
 @every_rule
+@laws
 @given(data=st.data())
 def test_finite_in_finite_out(rule, data):
     cohort = data.draw(enough(rule))
@@ -143,6 +149,7 @@ def test_weighted_mean_stays_within_the_range_of_its_inputs(cohort):
 
 
 @every_rule
+@laws
 @given(data=st.data())
 def test_inputs_and_states_are_not_changed(rule, data):
     cohort = data.draw(enough(rule))
