@@ -26,17 +26,24 @@ def finish_commit(journal: Journal, ref: VersionRef) -> None:
 
 
 def was_counted(journal: Journal, assignment: Assignment) -> bool:
-    """Return whether an update of a round that is over is in the version which that round committed.
+    """Return whether an update of a round that is over is in a version: that round's, or a later one's.
 
     Only the last entries are searched: an answer that a device still waits for is not older.
     """
     for entry in islice(journal.entries_backwards(), RECENT_ENTRIES):
         if entry.head.round <= assignment.round:
             return False
-        closed = entry.head.last_round
-        if entry.kind == "closed" and closed is not None and closed.round == assignment.round:
-            return any(line.assignment_id == assignment.assignment_id for line in entry.updates)
+        if any(line.assignment_id == assignment.assignment_id for line in entry.updates):
+            return True
     return False
+
+
+def weights_of(journal: Journal, newest: VersionRef, number: int) -> str:
+    """Return the hash of a version's parameters: an assignment may be about an older one than the newest."""
+    if number == newest.number:
+        return newest.weights_sha256
+    body = journal.store.get(places.version(journal.model, number)).body
+    return VersionInfo.model_validate_json(body).weights_sha256
 
 
 def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:

@@ -2,8 +2,9 @@
 
 The order of writes is the promise:
 
-- An update is an object before it is counted, and counted before "counted" is said. After a crash the open round's
-  updates are listed and folded again; exact sums make that the same version, to the bit.
+- An update is an object before it is counted, and counted before "counted" is said. After a crash the updates of every
+  round that may still contribute are listed and folded again (`recovery`); exact sums make that the same version, to
+  the bit.
 - A round ends by one entry of the log. Before it nobody has seen the new version; after it nothing can take it back.
 - Before "counted" is said, the fence is checked: nobody else owns the model. A later owner lists after it appended,
   so it sees every update that an earlier one acknowledged.
@@ -18,21 +19,22 @@ from dataclasses import asdict, dataclass
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.history import finish_commit, was_counted
+from flsys_ray.cloud.history import finish_commit, was_counted, weights_of
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
-from flsys_ray.cloud.reports import closed_rounds, open_round, round_info
-from flsys_ray.cloud.stored_updates import StoredUpdates, to_update
+from flsys_ray.cloud.recovery import refold
+from flsys_ray.cloud.reports import closed_rounds, demand_of, model_info, open_round, round_info
+from flsys_ray.cloud.stored_updates import StoredUpdates
 from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
 from flsys_ray.core.coordinator import Coordinator
-from flsys_ray.core.layout import Layout
+from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
+from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
-from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost, UpdateUnusable
+from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo, UpdateLine
-from flsys_ray.wire.tensors import decode_update
 
 IDLE_RETRY_S = 30.0
 
@@ -55,6 +57,7 @@ class CheckInAnswer:
 
     outcome: Offer | Rejected
     eligibility: Eligibility
+    demand: Demand | None = None
 
 
 class DurableModel:
@@ -64,7 +67,9 @@ class DurableModel:
     was never created.
     """
 
-    def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
+    def __init__(
+        self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER
+    ) -> None:
         self.store = store
         self.model = model
         self._clock = clock
@@ -90,7 +95,8 @@ class DurableModel:
     def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
         self.tick()
-        return CheckInAnswer(self._check_in(device_id), self._plan.eligibility)
+        outcome = self._check_in(device_id)
+        return CheckInAnswer(outcome, self._plan.eligibility, self._demand())
 
     def submit(self, update: Update) -> Counted | Rejected:
         """Count an update that is an object of the store already."""
@@ -110,8 +116,11 @@ class DurableModel:
         """Take an assignment back. Its outcome is made once in the store: an update that came first stays."""
         self.tick()
         coordinator = self._open()
-        if coordinator is None or assignment.round != coordinator.round:
+        if coordinator is None:
             return Rejected("round-over", IDLE_RETRY_S)
+        refusal = coordinator.misplaced(assignment, self._clock())
+        if refusal is not None:
+            return refusal
         key = places.update(self.model, assignment.round, assignment.assignment_id, assignment.device_id)
         with self._trusted():
             try:
@@ -149,6 +158,15 @@ class DurableModel:
         """Return the instant at which `tick` has something to do at the latest, or None."""
         coordinator = self._open()
         return coordinator.next_deadline() if coordinator is not None else None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is lost when the owner goes: no clock runs, and the open round has no cohort."""
+        coordinator = self._open()
+        if coordinator is None:
+            return True
+        counters = coordinator.counters
+        return self.next_deadline() is None and counters.pending == 0 and counters.counted == 0
 
     # The developer -----------------------------------------------------------------------------------------------
 
@@ -211,19 +229,9 @@ class DurableModel:
         """Return the model as it is now."""
         self.tick()
         head, coordinator = self._head, self._open()
-        return ModelInfo(
-            model=self.model,
-            app_id=head.app_id,
-            state=head.state,
-            version=head.version.number if head.version else None,
-            program_sha256=head.program_sha256,
-            weights_sha256=head.version.weights_sha256 if head.version else None,
-            parameters=self._manifest.parameters if self._manifest else None,
-            open_round=open_round(coordinator) if coordinator is not None else None,
-            rounds_closed=head.round,
-            last_metrics=head.last_round.evaluation if head.last_round else None,
-            plan=self._plan,
-        )
+        parameters = self._manifest.parameters if self._manifest else None
+        now_open = open_round(coordinator) if coordinator is not None else None
+        return model_info(self.model, head, self._plan, parameters, now_open)
 
     def rounds(self, since: int = 0) -> list[RoundInfo]:
         """Return the rounds that are over, from number `since` on, oldest first."""
@@ -234,6 +242,16 @@ class DurableModel:
     def _open(self) -> Coordinator | None:
         """Return the coordinator if a round is open: a draft has none yet, a finished model none any more."""
         return self._coordinator if self._head.state in ("training", "paused") else None
+
+    def _demand(self) -> Demand | None:
+        """Return what the open round wants now, to be told beside an answer: those who schedule look at it."""
+        coordinator = self._open()
+        if coordinator is None:
+            return None
+        now = self._clock()
+        started_at = now if coordinator.started_at is None else coordinator.started_at
+        view = RoundView(started_at, coordinator.counters, now)
+        return demand_of(coordinator.plan, coordinator.version.number, view, coordinator.opened_at)
 
     def _look_up(self) -> None:
         """End what is due and check the fence: what a developer is told follows from a head that is still the last."""
@@ -306,7 +324,7 @@ class DurableModel:
         return limit is not None and ref is not None and ref.number >= limit
 
     def _resume(self, ref: VersionRef) -> None:
-        """Open the head's round: its version, and whatever updates of it are in the store."""
+        """Open the head's round: its version, and whatever counts in it that is in the store."""
         head = self._head
         program = load_program(self.store, self.model, str(head.program_sha256))
         self._manifest = read_manifest(program)
@@ -322,26 +340,9 @@ class DurableModel:
             opened_at=head.opened_at,
             updates=StoredUpdates(self.store, self.model),
         )
-        self._refold(self._coordinator, layout, plan)
+        refold(self._journal, self._coordinator, self._clock())
         self._evaluations.recover(head.round)
         self._meter.record(VERSION, ref.number, self.model)
-
-    def _refold(self, coordinator: Coordinator, layout: Layout, plan: TrainingPlan) -> None:
-        now = self._clock()
-        for key in self.store.list(places.updates(self.model, coordinator.round)):
-            assignment_id, device_id = places.owner_of(key)
-            assignment = Assignment(
-                assignment_id, self.model, coordinator.round, coordinator.version.number, device_id, now
-            )
-            body = self.store.get(key).body
-            if not body:
-                coordinator.give_back(assignment, now)
-                continue
-            try:
-                decoded = decode_update(body, layout, plan.limits.max_abs_delta)
-            except UpdateUnusable:
-                continue  # refused when it came, and refused again
-            coordinator.submit(to_update(assignment, decoded, body), now)
 
     def _check_in(self, device_id: str) -> Offer | Rejected:
         head, coordinator = self._head, self._coordinator
@@ -354,7 +355,7 @@ class DurableModel:
             assignment=outcome,
             program_sha256=str(head.program_sha256),
             plan_sha256=head.round_plan_sha256,
-            weights_sha256=head.version.weights_sha256,
+            weights_sha256=weights_of(self._journal, head.version, outcome.version),
             parameters=coordinator.layout.size,
             local=coordinator.plan.local,
         )

@@ -6,7 +6,7 @@ import numpy as np
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.versions import sha256
-from flsys_ray.core.coordinator import round_of
+from flsys_ray.core.ids import round_of
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.types import Assignment, Update
 from flsys_ray.storage.base import ObjectStore

@@ -10,19 +10,21 @@ Who drives it keeps three rules:
 3. `now` never runs backwards far: a clock that jumps back only makes rounds longer.
 """
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from flsys_ray.core.distinct import DistinctCount
+from flsys_ray.core.flaws import flaw_of
+from flsys_ray.core.ids import assignment_id, is_turn_of
 from flsys_ray.core.layout import Layout, Vector
+from flsys_ray.core.ledger import Entry, Ledger
 from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
+from flsys_ray.core.step import next_version
 from flsys_ray.core.types import (
     Assignment,
     Commit,
@@ -39,22 +41,8 @@ from flsys_ray.core.types import (
 )
 from flsys_ray.core.updates import HeldUpdates, UpdateReader
 
-Outcome = Literal["pending", "counted", "given-back"]
 SOON_S = 1.0
-MAX_ABS_LOSS = float(np.finfo(np.float32).max)  # losses weighted and summed in float64 then stay finite
 CANDIDATE_ROUNDS = 8  # who came by in the last 8 to 16 rounds is a candidate of this one
-_COUNTER: dict[Outcome, str] = {"pending": "pending", "counted": "counted", "given-back": "given_back"}
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One assignment of the open round: whose, what became of it, and the update's line once it is counted."""
-
-    device_id: str
-    outcome: Outcome
-    ref: UpdateRef | None = None
-    loss: float = 0.0
-    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +53,8 @@ class Snapshot:
     round: int
     opened_at: float
     started_at: float | None
-    entries: tuple[tuple[str, Entry], ...]
+    entries: tuple[Entry, ...]
+    settled: tuple[Entry, ...]
     fold: Any
     held: tuple[tuple[str, Vector], ...]
     candidates: DistinctCount
@@ -105,8 +94,8 @@ class Coordinator:
         self.round = round_
         self.opened_at = opened_at
         self.started_at: float | None = None
-        self._entries: dict[str, Entry] = {}
-        self._counters = Counters()
+        self._ledger = Ledger()
+        self._staleness = plan.pacing.staleness
         self._scale = plan.scale()
         self._fold = plan.aggregation.init(self._scale, layout.size)
         self._held = HeldUpdates() if updates is None and plan.aggregation.reads_updates else None
@@ -120,12 +109,12 @@ class Coordinator:
     @property
     def counters(self) -> Counters:
         """The cohort of the open round."""
-        return self._counters
+        return self._ledger.counters
 
     @property
     def update_bytes(self) -> int:
         """The bytes of the open round's counted updates, as they were uploaded."""
-        return sum(entry.num_bytes for entry in self._entries.values())
+        return sum(entry.num_bytes for entry in self._ledger.entries)
 
     @property
     def candidates(self) -> float:
@@ -140,7 +129,7 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """Return the instant at which `tick` will end the open round at the latest; None before its clock starts."""
-        if self.started_at is None or self.finished:
+        if self.started_at is None or self.finished or self.plan.pacing.asynchronous:
             return None
         return self.plan.pacing.deadline(self._view(self.started_at))
 
@@ -151,65 +140,89 @@ class Coordinator:
         if self.finished:
             return self._rejected("finished", device_id, now)
         self._candidates = self._candidates.add(unit(self.plan.seed, "candidate", 0, device_id))
-        assignment = self._assignment(device_id, now)
-        entry = self._entries.get(assignment.assignment_id)
+        entry = self._work_of(device_id)
         if entry is not None and entry.outcome != "pending":
             return self._rejected("already-contributed", device_id, now)
         view = self._view(now)
-        if now >= assignment.deadline or self.plan.pacing.decide(view) != "wait":
+        deadline = self.plan.pacing.deadline(view) if entry is None else entry.assignment.deadline
+        if now >= min(deadline, self.plan.pacing.deadline(view)) or self.plan.pacing.decide(view) != "wait":
             return Rejected("round-closing", SOON_S)
         if entry is None:
             refusal = self._admission(device_id, view)
             if refusal is not None:
                 return self._rejected(refusal, device_id, now)
-            self._record(assignment.assignment_id, Entry(device_id, "pending"), now)
-        return assignment
+            entry = Entry(self._assignment(device_id, view), "pending")
+            self._record(entry, now)
+        return entry.assignment
 
     def submit(self, update: Update, now: float) -> Counted | Rejected:
         """A device's update, durable already. A repeat is a duplicate, never a second count.
 
-        An assignment that this coordinator does not remember, of the open round, is honest work given out before a
-        restart: it is taken in as if it had been assigned here.
+        An assignment that this coordinator does not remember, of a round that may still contribute, is honest work
+        given out before a restart: it is taken in as if it had been assigned here.
         """
-        refusal = self._misplaced(update.assignment, now)
+        work = update.assignment
+        refusal = self.misplaced(work, now)
         if refusal is not None:
             return refusal
-        key = update.assignment.assignment_id
-        entry = self._entries.get(key, Entry(update.assignment.device_id, "pending"))
-        if entry.outcome == "counted":
+        outcome = self._ledger.outcome(work.assignment_id)
+        if outcome == "counted":
             return Counted(duplicate=True)
-        if entry.outcome == "given-back":
-            return self._rejected("given-back", entry.device_id, now)
-        if self._counters.counted >= self.plan.pacing.max_updates:
-            return self._rejected("round-over", entry.device_id, now)
-        flaw = self._flaw(update)
+        if outcome == "given-back":
+            return self._rejected("given-back", work.device_id, now)
+        if self.counters.counted >= self.plan.pacing.max_updates:
+            return self._rejected("round-over", work.device_id, now)
+        flaw = flaw_of(update, self.layout.size, self.plan.limits.max_abs_delta)
         if flaw:
-            return Rejected("unusable", self._retry_after_s(entry.device_id, now), flaw)
-        ref = self._add(key, update)
-        self._record(key, Entry(entry.device_id, "counted", ref, update.loss, update.num_bytes), now)
+            return Rejected("unusable", self._retry_after_s(work.device_id, now), flaw)
+        self._record(Entry(work, "counted", self._add(update), update.loss, update.num_bytes), now)
         return Counted(duplicate=False)
 
     def give_back(self, assignment: Assignment, now: float) -> GivenBack | Rejected:
-        """A device cannot do its assignment. Its slot is free again; the device waits for the next round."""
-        refusal = self._misplaced(assignment, now)
+        """A device cannot do its assignment. Its slot is free again."""
+        refusal = self.misplaced(assignment, now)
         if refusal is not None:
             return refusal
-        key = assignment.assignment_id
-        entry = self._entries.get(key, Entry(assignment.device_id, "pending"))
-        if entry.outcome == "counted":
-            return self._rejected("already-contributed", entry.device_id, now)
-        self._record(key, replace(entry, outcome="given-back"), now)
-        return GivenBack(duplicate=entry.outcome == "given-back")
+        outcome = self._ledger.outcome(assignment.assignment_id)
+        if outcome == "counted":
+            return self._rejected("already-contributed", assignment.device_id, now)
+        if outcome != "given-back":
+            self._record(Entry(assignment, "given-back"), now)
+        return GivenBack(duplicate=outcome == "given-back")
+
+    def misplaced(self, assignment: Assignment, now: float) -> Rejected | None:
+        """Return why an update of this assignment can neither count any more nor is known already; None if it may."""
+        work = assignment
+        if work.model != self.model:
+            return self._rejected("wrong-model", work.device_id, now)
+        own = assignment_id(self.model, work.round, work.device_id)
+        if work.round > self.round or not is_turn_of(work.assignment_id, own):
+            return self._rejected("round-over", work.device_id, now)
+        if self._ledger.outcome(work.assignment_id) in ("counted", "given-back"):
+            return None
+        if work.round != self.round and (self._staleness is None or self.finished):
+            return self._rejected("round-over", work.device_id, now)
+        if work.round != self.round and not self._may_count(work, self.version.number):
+            return self._rejected("too-stale", work.device_id, now)
+        return self._rejected("deadline-passed", work.device_id, now) if now > work.deadline else None
+
+    def settle(self, entry: Entry) -> None:
+        """Tell a coordinator that starts anew how an assignment of an earlier round ended."""
+        self._ledger.settle(entry)
 
     def tick(self, now: float) -> RoundSummary | None:
         """Close the round if it is time, and open the next one at `now`. Returns how it ended, or None."""
         if self.finished:
             return None
+        if self.plan.pacing.asynchronous:
+            self._ledger.expire(now)
         decision = self.plan.pacing.decide(self._view(now))
         if decision == "wait":
             return None
-        summary = self._summary(self._commit() if decision == "commit" else None, now)
-        self._open_next(summary, now)
+        commit = self._commit() if decision == "commit" else None
+        following = self._following(commit)
+        summary = self._summary(commit, following.counters.pending, now)
+        self._open_next(commit, following, now)
         return summary
 
     # Snapshot ----------------------------------------------------------------------------------------------------
@@ -221,7 +234,8 @@ class Coordinator:
             self.round,
             self.opened_at,
             self.started_at,
-            tuple(self._entries.items()),
+            self._ledger.entries,
+            self._ledger.settled,
             self._fold,
             tuple(self._held.deltas.items()) if self._held is not None else (),
             self._candidates,
@@ -236,8 +250,10 @@ class Coordinator:
         """Return a coordinator that goes on from a snapshot, as the one that it was taken of would."""
         opened_at, version = snapshot.opened_at, snapshot.version
         restored = cls(model, layout, plan, version, round_=snapshot.round, opened_at=opened_at, updates=updates)
-        for key, entry in snapshot.entries:
-            restored._record(key, entry, snapshot.opened_at)
+        for entry in snapshot.entries:
+            restored._ledger.record(entry)
+        for entry in snapshot.settled:
+            restored._ledger.settle(entry)
         restored.started_at = snapshot.started_at
         restored._fold = snapshot.fold
         if restored._held is not None:
@@ -249,40 +265,49 @@ class Coordinator:
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    def _add(self, key: str, update: Update) -> UpdateRef:
-        """Fold an update in."""
-        weight = min(update.num_examples, self.plan.limits.max_examples)
-        contribution = Contribution(key, update.delta, weight, update.loss, update.num_steps)
+    def _add(self, update: Update) -> UpdateRef:
+        """Fold an update in, with the weight that its age leaves it."""
+        work = update.assignment
+        examples = min(update.num_examples, self.plan.limits.max_examples)
+        staleness = self.version.number - work.version if work.round != self.round else 0
+        weight = examples if self._staleness is None else self._staleness.weight.units(examples, staleness)
+        contribution = Contribution(work.assignment_id, update.delta, weight, update.loss, update.num_steps)
         self._fold = self.plan.aggregation.add(self._fold, contribution)
         if self._held is not None:
-            self._held.hold(key, update.delta)
-        return UpdateRef(key, update.assignment.device_id, weight, update.sha256)
+            self._held.hold(work.assignment_id, update.delta)
+        return UpdateRef(work.assignment_id, work.device_id, examples, update.sha256, weight, staleness)
 
-    def _record(self, key: str, entry: Entry, now: float) -> None:
-        """Set what became of an assignment, and move it between the counters. The first one starts the clock."""
+    def _record(self, entry: Entry, now: float) -> None:
+        """Set what became of an assignment. The first one of a round starts its clock."""
         if self.started_at is None:
             self.started_at = now
-        before = self._entries.get(key)
-        self._entries[key] = entry
-        amounts = {field.name: getattr(self._counters, field.name) for field in fields(Counters)}
-        amounts["assigned"] += before is None
-        if before is not None:
-            amounts[_COUNTER[before.outcome]] -= 1
-        amounts[_COUNTER[entry.outcome]] += 1
-        self._counters = Counters(**amounts)
+        self._ledger.record(entry)
 
     def _view(self, now: float) -> RoundView:
         return RoundView(now if self.started_at is None else self.started_at, self.counters, now)
 
-    def _assignment(self, device_id: str, now: float) -> Assignment:
+    def _work_of(self, device_id: str) -> Entry | None:
+        """Return what a device that asks for work has already: in rounds its one assignment, else what is in hand."""
+        if self.plan.pacing.asynchronous:
+            return self._ledger.in_hand(device_id)
+        return self._ledger.entry(assignment_id(self.model, self.round, device_id))
+
+    def _assignment(self, device_id: str, view: RoundView) -> Assignment:
+        turn = 0
+        while self._ledger.outcome(key := assignment_id(self.model, self.round, device_id, turn)) is not None:
+            turn += 1
         return Assignment(
-            assignment_id=assignment_id(self.model, self.round, device_id),
+            assignment_id=key,
             model=self.model,
             round=self.round,
             version=self.version.number,
             device_id=device_id,
-            deadline=self.plan.pacing.deadline(self._view(now)),
+            deadline=self.plan.pacing.assignment_deadline(view),
         )
+
+    def _may_count(self, work: Assignment, version: int) -> bool:
+        """Whether an update may count in a round of a version, or in a later one."""
+        return self._staleness is not None and 0 <= version - work.version <= self._staleness.max_staleness
 
     def _admission(self, device_id: str, view: RoundView) -> Reason | None:
         pacing = self.plan.pacing
@@ -297,29 +322,6 @@ class Coordinator:
             elapsed_fraction=pacing.elapsed_fraction(view),
         )
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
-
-    def _misplaced(self, assignment: Assignment, now: float) -> Rejected | None:
-        if assignment.model != self.model:
-            return self._rejected("wrong-model", assignment.device_id, now)
-        if assignment.assignment_id != assignment_id(self.model, self.round, assignment.device_id):
-            return self._rejected("round-over", assignment.device_id, now)
-        entry = self._entries.get(assignment.assignment_id)
-        if (entry is None or entry.outcome == "pending") and now > assignment.deadline:
-            return self._rejected("deadline-passed", assignment.device_id, now)
-        return None
-
-    def _flaw(self, update: Update) -> str:
-        delta = update.delta
-        if delta.shape != (self.layout.size,) or delta.dtype != np.float32:
-            return f"delta has shape {delta.shape} and dtype {delta.dtype}, expected ({self.layout.size},) float32"
-        limit = self.plan.limits.max_abs_delta
-        if not (float(delta.min(initial=0.0)) >= -limit and float(delta.max(initial=0.0)) <= limit):
-            return f"delta holds a value that is not finite or above {limit:g}"
-        if update.num_examples < 1:
-            return f"num_examples is {update.num_examples}, expected at least 1"
-        if update.num_steps < 1:
-            return f"num_steps is {update.num_steps}, expected at least 1"
-        return "" if abs(update.loss) <= MAX_ABS_LOSS else f"loss is {update.loss}, expected a finite float32"
 
     def _rejected(self, reason: Reason, device_id: str, now: float) -> Rejected:
         return Rejected(reason, self._retry_after_s(device_id, now))
@@ -336,23 +338,28 @@ class Coordinator:
         jitter = unit(self.plan.seed, "retry", self.round, device_id)
         return max(SOON_S, left / 2) * (0.75 + 0.5 * jitter)
 
-    def _counted(self) -> Iterable[Entry]:
-        return (entry for _, entry in sorted(self._entries.items()) if entry.outcome == "counted")
-
     def _commit(self) -> Commit:
         delta = self.plan.aggregation.finish(self._fold, self._updates)
-        trainable = self.layout.trainable_mask()
-        state, movement = self.plan.server_optimizer.step(self.version.optimizer_state, np.where(trainable, delta, 0.0))
-        base = self.version.parameters.astype(np.float64)
-        parameters = (base + np.where(trainable, movement, delta)).astype(np.float32)
-        version = Version(self.version.number + 1, parameters, state)
-        refs = tuple(entry.ref for entry in self._counted() if entry.ref is not None)
+        version = next_version(self.version, delta, self.layout, self.plan.server_optimizer)
+        refs = tuple(entry.ref for entry in self._ledger.counted() if entry.ref is not None)
         return Commit(version, refs, float(np.sqrt(np.sum(delta * delta))))
 
-    def _summary(self, commit: Commit | None, now: float) -> RoundSummary:
+    def _following(self, commit: Commit | None) -> Ledger:
+        """Return the ledger of the next round. What was counted without a commit goes on to count, if age permits."""
+        version = self.version.number if commit is None else commit.version.number
+
+        def keeps(entry: Entry) -> bool:
+            if entry.outcome == "counted":
+                return commit is None and self._staleness is not None
+            going_on = entry.outcome == "pending" and self.plan.pacing.asynchronous
+            return going_on and self._may_count(entry.assignment, version)
+
+        return self._ledger.following(keeps, lambda assignment: self._may_count(assignment, version))
+
+    def _summary(self, commit: Commit | None, going_on: int, now: float) -> RoundSummary:
         counters = self.counters
         examples, losses = [], []
-        for entry in self._counted():
+        for entry in self._ledger.counted():
             if entry.ref is not None:
                 examples.append(entry.ref.num_examples)
                 losses.append(entry.loss * entry.ref.num_examples)
@@ -361,35 +368,25 @@ class Coordinator:
             version=self.version.number,
             opened_at=self.opened_at,
             closed_at=now,
-            counters=replace(counters, late=counters.pending, pending=0),
+            counters=replace(counters, late=counters.late + counters.pending - going_on, pending=going_on),
             num_examples=sum(examples),
             mean_loss=sum(losses) / sum(examples) if examples else None,
             update_bytes=self.update_bytes,
             commit=commit,
         )
 
-    def _open_next(self, summary: RoundSummary, now: float) -> None:
-        if summary.commit is not None:
-            self.version = summary.commit.version
+    def _open_next(self, commit: Commit | None, following: Ledger, now: float) -> None:
+        if commit is not None:
+            self.version = commit.version
             self._last_duration_s = now - self._view(now).started_at
         self.round += 1
         if self.round % CANDIDATE_ROUNDS == 0:
             self._earlier_candidates, self._candidates = self._candidates, DistinctCount()
         self.opened_at = now
         self.started_at = None
-        self._entries = {}
-        self._counters = Counters()
+        self._ledger = following
+        if following.counters.counted:
+            return  # the fold goes on too
         self._fold = self.plan.aggregation.init(self._scale, self.layout.size)
         if self._held is not None:
             self._held.deltas.clear()
-
-
-def assignment_id(model: str, round_: int, device_id: str) -> str:
-    """Return the id of a device's one assignment in a round: the same before and after a restart."""
-    name = hashlib.blake2b(f"{model}\x1f{device_id}".encode(), digest_size=10).hexdigest()
-    return f"{round_:08d}-{name}"
-
-
-def round_of(assignment_id: str) -> int:
-    """Return the round that an assignment's id names."""
-    return int(assignment_id.partition("-")[0])

@@ -117,7 +117,9 @@ class TrainingPlan(_Section):
 
     def scale(self) -> FixedPoint:
         """Return the fixed-point scale of this plan's sums."""
-        return FixedPoint(self.pacing.max_updates, self.limits.max_examples, self.limits.max_abs_delta)
+        staleness = self.pacing.staleness
+        unit_bits = staleness.weight.bits if staleness is not None else 0
+        return FixedPoint(self.pacing.max_updates, self.limits.max_examples << unit_bits, self.limits.max_abs_delta)
 
     def to_yaml(self) -> str:
         """Return the plan as YAML, every default written out."""

@@ -16,11 +16,13 @@ Reason = Literal[
     "deadline-passed",  # the assignment's deadline is over
     "finished",  # the plan's stopping condition is met
     "given-back",  # the device gave this assignment back
+    "not-scheduled",  # the device was given work of other models
     "not-selected",  # the selector chose others this time
     "not-training",  # the model is a draft, paused, finished or archived
     "round-closing",  # the round is about to close: come back in a moment
     "round-full",  # enough devices are at work
     "round-over",  # the round of the assignment has closed
+    "too-stale",  # more versions were committed since the update's base version than the plan allows
     "unusable",  # the update's values, length or example count cannot be used
     "wrong-model",  # the assignment is of another model
 ]
@@ -61,8 +63,8 @@ class Contribution:
     """What an aggregation rule sees of one counted update.
 
     `key` is its assignment id: the order of keys is the order of every sum that is not exact. `delta` is float32 [P],
-    `weight` its examples (at least 1, cut to the plan's limit), `loss` the mean training loss, `steps` the local steps
-    taken (at least 1).
+    `weight` its examples (at least 1, cut to the plan's limit, in units of the staleness weight if there is one),
+    `loss` the mean training loss, `steps` the local steps taken (at least 1).
     """
 
     key: str
@@ -100,7 +102,7 @@ class Counters:
     """The cohort of a round. At every instant: assigned = counted + late + given_back + pending.
 
     `pending` is open work. When the round closes, what is pending becomes `late`: its chance is gone, whether or not
-    the device is ever heard of again.
+    the device is ever heard of again. Work that outlives its round stays `pending`, and is assigned in the next one.
     """
 
     assigned: int = 0
@@ -117,12 +119,17 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRef:
-    """One line of a version's manifest: which update is in it, with which weight, and the hash of its bytes."""
+    """One line of a version's manifest: which update is in it, how it counted, and the hash of its bytes.
+
+    `weight` is what the rule was given: its examples, in units of the plan's staleness weight if it has one.
+    """
 
     assignment_id: str
     device_id: str
     num_examples: int
     sha256: str
+    weight: int
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -263,6 +263,8 @@ class UpdateLine(Message):
     device_id: str
     num_examples: int
     sha256: str
+    weight: int | None = Field(None, description="as the rule was given it; None (before there were two): the examples")
+    staleness: int = Field(0, description="versions committed since the update's base version")
 
 
 class VersionInfo(Message):

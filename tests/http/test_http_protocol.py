@@ -193,7 +193,7 @@ def test_every_error_stands_on_the_page():
 
 def test_every_reason_of_a_check_in_stands_on_the_page():
     """The other reasons are those of uploads, which a phone hears as 410 or 422."""
-    of_uploads = {"deadline-passed", "given-back", "round-over", "unusable", "wrong-model"}
+    of_uploads = {"deadline-passed", "given-back", "round-over", "too-stale", "unusable", "wrong-model"}
     reasons = {reason for reason, _ in table("reason", "meaning")}
     assert reasons == {*get_args(Reason), "unknown-model", "unavailable"} - of_uploads
 

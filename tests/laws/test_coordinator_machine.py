@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flsys_ray.core.coordinator import Coordinator, assignment_id
+from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.ids import assignment_id
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.core.types import (
@@ -340,7 +341,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def check_commit(self, commit: Commit):
         contributions = self.round.contributions
         expected = {
-            UpdateRef(assignment_id(MODEL, self.round.number, device), device, c.weight, c.update.sha256)
+            UpdateRef(assignment_id(MODEL, self.round.number, device), device, c.weight, c.update.sha256, c.weight)
             for device, c in contributions.items()
         }
         assert list(commit.updates) == sorted(expected, key=lambda ref: ref.assignment_id)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flsys_ray.core.coordinator import CANDIDATE_ROUNDS, Coordinator, assignment_id
+from flsys_ray.core.coordinator import CANDIDATE_ROUNDS, Coordinator
+from flsys_ray.core.ids import assignment_id
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Update, Version

@@ -19,6 +19,7 @@ from flsys_ray.core.aggregation.weighted_mean import WeightedMean
 from flsys_ray.core.aggregation.zeroing import Zeroing
 from flsys_ray.core.optimizers.base import OPTIMIZERS
 from flsys_ray.core.pacing.base import PACINGS
+from flsys_ray.core.pacing.late import LateUpdates
 from flsys_ray.core.plan import (
     Eligibility,
     Limits,
@@ -30,6 +31,10 @@ from flsys_ray.core.plan import (
     parse_plan_yaml,
 )
 from flsys_ray.core.selection.base import SELECTORS
+from flsys_ray.core.staleness.base import WEIGHTS, StalenessWeight
+from flsys_ray.core.staleness.constant import Constant
+from flsys_ray.core.staleness.hinge import Hinge
+from flsys_ray.core.staleness.polynomial import Polynomial
 from flsys_ray.errors import PlanInvalid
 
 EXTENSIONS = {"aggregation": RULES, "server_optimizer": OPTIMIZERS, "pacing": PACINGS, "selection": SELECTORS}
@@ -51,6 +56,10 @@ def values_of(kind, info):
         return st.booleans()
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from(typing.get_args(kind))
+    if kind is LateUpdates:
+        return st.builds(LateUpdates, max_staleness=st.integers(1, 1000), weight=values_of(StalenessWeight, info))
+    if kind is StalenessWeight or set(typing.get_args(kind)) == set(WEIGHTS.classes.values()):
+        return st.sampled_from([Constant(), Polynomial(a=0.25), Hinge(b=2)])
     if kind == AggregationRule[typing.Any]:
         return st.sampled_from([WeightedMean(), Krum(f=2), Clipping(norm=0.5, inner=Zeroing(inner=Bulyan()))])
     bounds = {type(limit): getattr(limit, type(limit).__name__.lower()) for limit in info.metadata}
@@ -116,7 +125,8 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
     plan = parse_plan_yaml("")
     assert plan == parse_plan({}) == TrainingPlan()
     assert yaml.safe_load(plan.to_yaml()) == {
-        "pacing": {"name": "rounds", "cohort": 16, "over_selection": 1.3, "quorum": None, "deadline_s": 120.0},
+        "pacing": {"name": "rounds", "cohort": 16, "over_selection": 1.3, "quorum": None, "deadline_s": 120.0}
+        | {"late": None},
         "selection": {"name": "uniform", "open_at_fraction": 0.5},
         "aggregation": {"name": "weighted_mean"},
         "server_optimizer": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0},

@@ -112,9 +112,10 @@ def impurities(code: str) -> list[str]:
 
 
 def test_no_module_of_the_core_is_long():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in CORE_FILES}
-    assert {name for name, length in lengths.items() if length > 400} == set()
-    assert sum(lengths.values()) < 2000
+    lengths = {path: len(path.read_text().splitlines()) for path in CORE_FILES}
+    assert {path.name for path, length in lengths.items() if length > 400} == set()
+    frame = {path for path in CORE_FILES if path.name == "base.py" or not (path.parent / "base.py").exists()}
+    assert sum(lengths[path] for path in frame) < 2000  # beside it, one file an extension
 
 
 def test_importing_the_platform_starts_nothing():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flsys_ray.core.registry import Extension, Registry
+from flsys_ray.core.staleness.base import Staleness
 from flsys_ray.core.types import Counters
 
 Decision = Literal["wait", "commit", "close"]
@@ -41,6 +42,16 @@ class Pacing(Extension, ABC):
     def min_updates(self) -> int:
         """The fewest updates that a version is ever committed with."""
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether assignments outlive their round. A device that is done then gets new work at once."""
+        return False
+
+    @property
+    def staleness(self) -> Staleness | None:
+        """How updates of earlier rounds count in the open one; None: not at all."""
+        return None
+
     @abstractmethod
     def free_slots(self, view: RoundView) -> int:
         """Return how many assignments may be given now."""
@@ -51,7 +62,11 @@ class Pacing(Extension, ABC):
 
     @abstractmethod
     def deadline(self, view: RoundView) -> float:
-        """Return the instant by which an assignment given now must be back."""
+        """Return the instant by which an assignment given now must be back to count in the round that gave it."""
+
+    def assignment_deadline(self, view: RoundView) -> float:
+        """Return the instant by which it must be back to count at all."""
+        return self.deadline(view)
 
     @abstractmethod
     def elapsed_fraction(self, view: RoundView) -> float:

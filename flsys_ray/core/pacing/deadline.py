@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from flsys_ray.core.pacing.base import Decision, Pacing, RoundView
+from flsys_ray.core.pacing.late import LateUpdates
+from flsys_ray.core.staleness.base import Staleness
 
 
 class Rounds(Pacing):
@@ -21,6 +23,7 @@ class Rounds(Pacing):
     over_selection: float = Field(1.3, ge=1, le=10, description="devices asked for each update needed")
     quorum: int | None = Field(None, ge=1, description="fewest updates at the deadline; default: half of the cohort")
     deadline_s: float = Field(120.0, gt=0, le=7 * 86400)
+    late: LateUpdates | None = Field(None, description="fold updates that missed their round into the open one")
 
     @model_validator(mode="after")
     def _quorum_is_within_the_cohort(self) -> "Rounds":
@@ -48,6 +51,11 @@ class Rounds(Pacing):
         """The quorum."""
         return self.needed
 
+    @property
+    def staleness(self) -> Staleness | None:
+        """As `late` says: by default an update that missed its round is lost."""
+        return self.late.staleness if self.late is not None else None
+
     def free_slots(self, view: RoundView) -> int:
         """Slots less the devices that are at work or done; a slot that was given back is free again."""
         if view.counters.counted >= self.cohort or view.now >= self.deadline(view):
@@ -65,6 +73,10 @@ class Rounds(Pacing):
     def deadline(self, view: RoundView) -> float:
         """The round's."""
         return view.started_at + self.deadline_s
+
+    def assignment_deadline(self, view: RoundView) -> float:
+        """The round's; with `late`, the end of the last round in which the update may count."""
+        return self.deadline(view) + (self.late.max_staleness * self.deadline_s if self.late is not None else 0.0)
 
     def elapsed_fraction(self, view: RoundView) -> float:
         """The share of `deadline_s`."""
