@@ -10,11 +10,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.evaluations import check_evaluation
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
+from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
 from flsys_ray.core.plan import TrainingPlan
@@ -50,16 +52,28 @@ UNKNOWN_MODEL_S = 60.0
 
 
 class Cloud:
-    """The use cases. `hosts` answers for models; `clock` gives UTC seconds; `meter` takes what is counted."""
+    """The use cases.
+
+    `hosts` answers for models; `clock` gives UTC seconds; `terms` share devices between models; `meter` takes what is
+    counted.
+    """
 
     def __init__(
-        self, store: ObjectStore, hosts: Hosts, clock: Callable[[], float], *, meter: Meter = NO_METER
+        self,
+        store: ObjectStore,
+        hosts: Hosts,
+        clock: Callable[[], float],
+        terms: Terms | None = None,
+        *,
+        meter: Meter = NO_METER,
     ) -> None:
         self.store = store
         self.hosts = hosts
         self.clock = clock
         self.meter = meter
         self.credentials = Credentials(store)
+        self.standings = Standings(store, clock)
+        self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
         self._owner = lru_cache(maxsize=10_000)(self._read_owner)
         self._manifest = lru_cache(maxsize=256)(self._read_manifest)
@@ -73,8 +87,7 @@ class Cloud:
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
         """Give a device what work there is, and say when to come back. A model that is down stops no other."""
-        names = [candidacy.model for candidacy in request.models]
-        answers = dict(zip(names, await asyncio.gather(*(self._ask(device, name) for name in names)), strict=True))
+        answers = await self.checkins.ask(device, [candidacy.model for candidacy in request.models])
         assignments, rejections, waits = [], [], []
         for name, answer in answers.items():
             if answer is None:
@@ -128,6 +141,7 @@ class Cloud:
         handle = self.hosts.model(model)
         if not created:
             await handle.put_plan(plan)
+        self.standings.forget(model)
         return await handle.info(), created
 
     async def put_program(self, app_id: str, model: str, program: bytes) -> ModelInfo:
@@ -145,6 +159,7 @@ class Cloud:
         self.check_owner(app_id, model)
         handle = self.hosts.model(model)
         await handle.act(action)
+        self.standings.forget(model)
         return await handle.info()
 
     async def info(self, app_id: str, model: str) -> ModelInfo:
@@ -207,15 +222,6 @@ class Cloud:
             raise NotFound(f"model {model!r} does not exist")
 
     # Inside ------------------------------------------------------------------------------------------------------
-
-    async def _ask(self, device: Device, model: str) -> CheckInAnswer | TryLater | None:
-        """Return a model's answer, the error of one that is down, or None for one that is not the device's app's."""
-        if not self._is_app_of(device.app_id, model):
-            return None
-        try:
-            return await _if_there(self.hosts.model(model).check_in(device.device_id))
-        except TryLater as error:
-            return error
 
     def _names(self) -> list[str]:
         return [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]

@@ -1,0 +1,168 @@
+"""A device at the doors of several models: who is asked, in which order, and who is not.
+
+A model that does not train is not asked: the store tells its state. The others are ordered by the scheduler, and asked
+one after the other until the device has as many assignments as one check-in may carry. What each model wants came with
+its last answer, to this replica; a view that is older than `VIEW_S` is replaced by what the store tells. So the order
+follows a model with a delay of seconds, and the answer itself comes from the model: an old view can cost a question
+that is answered "round-full", or an order that is not the best one, and never an assignment too much.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from flsys_ray.cloud.credentials import Device
+from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.model import IDLE_RETRY_S, CheckInAnswer, Offer
+from flsys_ray.cloud.standing import Standing, Standings
+from flsys_ray.core.scheduling.base import Candidate, CheckIn, Demand, Scheduler
+from flsys_ray.core.scheduling.contention_aware import ContentionAware
+from flsys_ray.core.scheduling.supply import Served, Supply
+from flsys_ray.core.types import Reason, Rejected
+from flsys_ray.errors import NotFound, TryLater
+
+VIEW_S = 2.0
+SOON_S = 1.0
+KEPT_DEVICES = 10_000
+Answer = CheckInAnswer | TryLater | None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How devices are shared between models.
+
+    Attributes:
+        scheduler: who is asked first.
+        assignments: the most that one check-in may carry. A phone does one after the other, so a second one only
+            waits, and holds a place in its round meanwhile; the phone comes back a second after the first.
+        patience_s: a model that has not answered for so long, since it commits a version, say, is passed over.
+    """
+
+    scheduler: Scheduler = field(default_factory=ContentionAware)
+    assignments: int = 1
+    patience_s: float = 2.0
+
+
+@dataclass(slots=True)
+class CheckIns:
+    """Asks models on behalf of devices. Its memory is a replica's: estimates, and hints that may be lost."""
+
+    hosts: Hosts
+    standings: Standings
+    clock: Callable[[], float]
+    terms: Terms = field(default_factory=Terms)
+    _supply: Supply = field(default_factory=Supply)
+    _served: Served = field(default_factory=Served)
+    _views: dict[str, tuple[float, Demand]] = field(default_factory=dict)
+    _given: OrderedDict[str, dict[str, float]] = field(default_factory=OrderedDict)
+    _running: set[asyncio.Task[CheckInAnswer]] = field(default_factory=set)
+
+    async def ask(self, device: Device, models: Sequence[str]) -> dict[str, Answer]:
+        """Return each model's answer, in the order of `models`: None for one that does not exist for the device."""
+        standings = await self._standings(device, models)
+        answers: dict[str, Answer] = {}
+        training: dict[str, Standing] = {}
+        for model, standing in standings.items():
+            if not isinstance(standing, Standing):
+                answers[model] = standing
+            elif standing.head.state == "training":
+                training[model] = standing
+            else:
+                refusal: Reason = "finished" if standing.head.state == "finished" else "not-training"
+                answers[model] = CheckInAnswer(Rejected(refusal, IDLE_RETRY_S), standing.plan.eligibility)
+        answers |= await self._down_the_list(device, training)
+        return {model: answers[model] for model in models}
+
+    async def _down_the_list(self, device: Device, training: dict[str, Standing]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        offers = 0
+        for model in self._order(device, training):
+            if offers >= self.terms.assignments:
+                rejected = Rejected("not-scheduled", SOON_S)
+                answers[model] = CheckInAnswer(rejected, training[model].plan.eligibility)
+                continue
+            answer = await self._ask_one(device, model)
+            answers[model] = answer
+            if isinstance(answer, CheckInAnswer) and isinstance(answer.outcome, Offer):
+                offers += 1
+                self._note_offer(device, answer.outcome)
+            else:
+                self._given.get(device.device_id, {}).pop(model, None)
+        return answers
+
+    def _order(self, device: Device, training: dict[str, Standing]) -> list[str]:
+        """Return the models in the order in which to ask. Open work comes first: the device may not know of it."""
+        now = self.clock()
+        for model in training:
+            self._supply.seen(model, device.device_id, now)
+        if len(training) < 2:
+            return list(training)
+        candidates = tuple(
+            Candidate(
+                model,
+                standing.head.app_id,
+                self._demand(model, standing, now),
+                self._supply.of(model, now),
+                self._served.of(standing.head.app_id, now),
+            )
+            for model, standing in training.items()
+        )
+        order = self.terms.scheduler.order(CheckIn(device.device_id, candidates, now))
+        given = self._given.get(device.device_id, {})
+        return sorted(order, key=lambda model: given.get(model, 0.0) <= now)
+
+    def _demand(self, model: str, standing: Standing, now: float) -> Demand:
+        seen_at, demand = self._views.get(model, (float("-inf"), None))
+        if demand is not None and 0 <= now - seen_at < VIEW_S:
+            return demand
+        return standing.demand(now)
+
+    async def _ask_one(self, device: Device, model: str) -> Answer:
+        """Return a model's answer, or an error if it is down or busy. A late answer is taken note of all the same."""
+        task = asyncio.ensure_future(self.hosts.model(model).check_in(device.device_id))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        done, _ = await asyncio.wait({task}, timeout=self.terms.patience_s)
+        if not done:
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())
+            busy = Demand(0, 0, self.clock())
+            self._views[model] = (self.clock(), busy)
+            return TryLater(f"model {model!r} is busy: try again", VIEW_S)
+        try:
+            answer = task.result()
+        except NotFound:
+            return None
+        except TryLater as error:
+            return error
+        if answer.demand is not None:
+            self._views[model] = (self.clock(), answer.demand)
+        return replace(answer, demand=None)
+
+    def _note_offer(self, device: Device, offer: Offer) -> None:
+        now, work = self.clock(), offer.assignment
+        given = self._given.setdefault(device.device_id, {})
+        if given.get(work.model, 0.0) <= now:
+            self._served.give(device.app_id, now)
+        given[work.model] = work.deadline
+        self._given.move_to_end(device.device_id)
+        while len(self._given) > KEPT_DEVICES:
+            self._given.popitem(last=False)
+
+    async def _standings(self, device: Device, models: Sequence[str]) -> dict[str, Standing | TryLater | None]:
+        """Read the models' standings, in a thread if that may touch the store."""
+
+        def read() -> dict[str, Standing | TryLater | None]:
+            return {model: self._standing(device, model) for model in models}
+
+        fresh = all(self.standings.is_fresh(model) for model in models)
+        return read() if fresh else await asyncio.to_thread(read)
+
+    def _standing(self, device: Device, model: str) -> Standing | TryLater | None:
+        try:
+            standing = self.standings.read(model)
+        except NotFound:
+            return None
+        except TryLater as error:
+            return error
+        return standing if standing.head.app_id == device.app_id else None
