@@ -6,6 +6,7 @@ over the chunks in order.
 
 import math
 from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +14,8 @@ from flsys_ray.core.exact import FixedPoint
 from flsys_ray.core.updates import CHUNK, UpdateReader, blocks
 
 Array = NDArray[np.float64]
-LIMB = 2**20
+LIMB = 2**18
+PIECE = 2**16
 
 
 def weighted_sum(coefficients: Sequence[float], rows: NDArray[np.float32]) -> Array:
@@ -45,19 +47,23 @@ def squared_distances(scale: FixedPoint, keys: Sequence[str], size: int, updates
     """Return `|delta_i - delta_j|^2` of all pairs, float64 [n, n].
 
     The inner products that it takes are left to BLAS, which adds in an order of its own. So they are made exact: each
-    value is rounded to 40 bits and a sign (a unit of `max_abs * 2**-40`, or up to twice that, whatever the updates
-    hold) and cut into two limbs of at most 2**20. A product of limbs is at most 2**40, a sum of `CHUNK` = 2**10 of them
+    value is rounded to 35 bits and a sign (a unit of `max_abs * 2**-35`, or up to twice that, whatever the updates
+    hold) and cut into two limbs of at most 2**17. A product of limbs is at most 2**34, a sum of `PIECE` = 2**16 of them
     2**50, and the four that make a squared difference 2**52: integers that a float64 holds, in any order of addition.
+    They are added up as int64, with room for 2**27 parameters.
     """
-    unit = 2.0 ** (math.ceil(math.log2(scale.max_abs)) - 40)
-    total = np.zeros((len(keys), len(keys)))
+    unit = 2.0 ** (math.ceil(math.log2(scale.max_abs)) - 35)
+    totals = [np.zeros((len(keys), len(keys)), dtype=np.int64) for _ in range(3)]
     for _, rows in blocks(updates, keys, size):
-        for columns in chunks(rows.shape[1]):
-            value = np.rint(np.multiply(rows[:, columns], 1 / unit, dtype=np.float64))
+        for start in range(0, rows.shape[1], PIECE):
+            value = np.multiply(rows[:, start : start + PIECE], 1 / unit, dtype=np.float64)
+            np.rint(value, out=value)
             high = np.rint(value / LIMB)
-            low = value - high * LIMB
-            total += LIMB**2 * _cross(high, high) + 2 * LIMB * _cross(high, low) + _cross(low, low)
-    return total * unit**2
+            value -= high * LIMB
+            for total, pair in zip(totals, ((high, high), (high, value), (value, value)), strict=True):
+                total += _cross(*pair).astype(np.int64)
+    squares, products, rest = (total.astype(np.float64) for total in totals)
+    return (squares * LIMB**2 + products * (2 * LIMB) + rest) * unit**2
 
 
 def chunks(width: int) -> Iterator[slice]:

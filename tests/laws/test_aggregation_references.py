@@ -140,7 +140,7 @@ def test_bulyan(data, f):
     agrees(result(Bulyan(f=f), cohort), bulyan(rationals(cohort), f))
 
 
-@pytest.mark.parametrize("spread", [1e-6, 1.0])
+@pytest.mark.parametrize("spread", [1e-5, 1.0])
 def test_distances_of_small_updates_are_exact_beside_huge_ones(spread):
     """The resolution follows from the plan's limit: an attacker cannot make the honest look alike."""
     scale = FixedPoint(max_updates=100, max_weight=100, max_abs=1024.0)
@@ -152,15 +152,15 @@ def test_distances_of_small_updates_are_exact_beside_huge_ones(spread):
     for i, left in enumerate(rows.astype(np.float64)):
         for j, right in enumerate(rows.astype(np.float64)):
             exact = math.fsum((left - right) ** 2)
-            assert math.isclose(found[i, j], exact, rel_tol=1e-2 if spread < 1 else 1e-9, abs_tol=3000 * 2.0**-60)
+            assert math.isclose(found[i, j], exact, rel_tol=1e-2 if spread < 1 else 1e-9, abs_tol=3000 * 2.0**-50)
 
 
 def test_the_largest_values_leave_distances_exact():
-    size = 4096
-    rows = [np.full(size, MAX_ABS), np.full(size, -MAX_ABS), np.full(size, MAX_ABS - 2**-21)]
+    size = 200_000
+    rows = [np.full(size, MAX_ABS), np.full(size, -MAX_ABS), np.full(size, MAX_ABS - 2**-20)]
     cohort = cohort_of(*((row, 1) for row in rows))
     found = squared_distances(SCALE, [c.key for c in cohort], size, reader(cohort))
-    assert found[0].tolist() == [0.0, size * (2 * MAX_ABS) ** 2, size * 2.0**-42]
+    assert found[0].tolist() == [0.0, size * (2 * MAX_ABS) ** 2, size * 2.0**-40]
 
 
 # Sums ------------------------------------------------------------------------------------------------------------
