@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import flsys_ray
-from flsys_ray.commands import apps, cloud, data, demo, devices, models
+from flsys_ray.commands import apps, cloud, data, demo, devices, models, replay
 from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(cloud.up)
 app.command()(cloud.down)
+app.command()(replay.replay)
 app.add_typer(apps.group, name="app")
 app.add_typer(models.group, name="models")
 app.add_typer(devices.one, name="device")

@@ -24,8 +24,7 @@ def sha256(body: bytes) -> str:
 def save_version(store: ObjectStore, model: str, version: Version, optimizer: ServerOptimizer) -> VersionRef:
     """Store a version's numbers. It is no version yet: an entry of the log makes it one."""
     weights = encode_vector("parameters", version.parameters)
-    slots = dict(zip(optimizer.slots, version.optimizer_state.vectors, strict=True))
-    state = bytes(safetensors.numpy.save({name: np.ascontiguousarray(slot) for name, slot in slots.items()}))
+    state = encode_state(version.optimizer_state, optimizer)
     put_same(store, places.weights(model, sha256(weights)), weights)
     put_same(store, places.optimizer(model, sha256(state)), state)
     return VersionRef(
@@ -34,6 +33,12 @@ def save_version(store: ObjectStore, model: str, version: Version, optimizer: Se
         optimizer_sha256=sha256(state),
         optimizer_step=version.optimizer_state.step,
     )
+
+
+def encode_state(state: OptimizerState, optimizer: ServerOptimizer) -> bytes:
+    """Return the bytes of an optimizer's state. Same state, same bytes."""
+    slots = dict(zip(optimizer.slots, state.vectors, strict=True))
+    return bytes(safetensors.numpy.save({name: np.ascontiguousarray(slot) for name, slot in slots.items()}))
 
 
 def load_version(store: ObjectStore, model: str, ref: VersionRef, size: int, optimizer: ServerOptimizer) -> Version:
