@@ -9,7 +9,7 @@ from flsys_ray.errors import Missing
 from flsys_ray.storage.base import put_same
 from flsys_ray.wire.schemas import VersionInfo
 
-RECENT_ENTRIES = 100
+RECENT_ROUNDS = 100
 
 
 def finish_commit(journal: Journal, ref: VersionRef) -> None:
@@ -28,9 +28,9 @@ def finish_commit(journal: Journal, ref: VersionRef) -> None:
 def was_counted(journal: Journal, assignment: Assignment) -> bool:
     """Return whether an update of a round that is over is in a version: that round's, or a later one's.
 
-    Only the last entries are searched: an answer that a device still waits for is not older.
+    Only the last rounds are searched: an answer that a device still waits for is not older.
     """
-    for entry in islice(journal.entries_backwards(), RECENT_ENTRIES):
+    for entry in islice(journal.closed_backwards(), RECENT_ROUNDS):
         if entry.head.round <= assignment.round:
             return False
         if any(line.assignment_id == assignment.assignment_id for line in entry.updates):

@@ -48,7 +48,11 @@ class Head(_Record):
 
 
 class Entry(_Record):
-    """One event. `updates` are those of the version that a `closed` entry commits, in assignment order."""
+    """One event. `updates` are those of the version that a `closed` entry commits, in assignment order.
+
+    `closed_before` is the last entry before this one that closed a round, -1 if none did: who looks for what made the
+    last versions need not read what an owner that came and went left between them. None: written before it was noted.
+    """
 
     seq: int
     kind: Kind
@@ -56,6 +60,7 @@ class Entry(_Record):
     owner: str
     head: Head
     updates: tuple[UpdateLine, ...] = ()
+    closed_before: int | None = None
 
 
 class Journal:
@@ -66,6 +71,7 @@ class Journal:
         self.model = model
         self.owner = uuid.uuid4().hex
         self._next = 0
+        self._closed: int | None = -1
 
     def read_tail(self) -> Entry:
         """Return the last entry, and append behind it from now on. Raises `NotFound` for an empty log."""
@@ -73,7 +79,7 @@ class Journal:
         if key is None:
             raise NotFound(f"model {self.model!r} does not exist")
         entry = self._read(key)
-        self._next = entry.seq + 1
+        self._go_behind(entry)
         return entry
 
     def append(self, kind: Kind, head: Head, at: float, updates: tuple[UpdateLine, ...] = ()) -> Entry:
@@ -82,12 +88,20 @@ class Journal:
         Raises:
             OwnershipLost: another owner wrote there first. Nothing that this owner knows counts any more.
         """
-        entry = Entry(seq=self._next, kind=kind, at=at, owner=self.owner, head=head, updates=updates)
+        entry = Entry(
+            seq=self._next,
+            kind=kind,
+            at=at,
+            owner=self.owner,
+            head=head,
+            updates=updates,
+            closed_before=self._closed,
+        )
         try:
             self.store.put_new(places.log_entry(self.model, entry.seq), entry.model_dump_json().encode())
         except AlreadyExists:
             raise OwnershipLost(f"model {self.model!r} moved to another actor: try again", 1.0) from None
-        self._next += 1
+        self._go_behind(entry)
         return entry
 
     def check_fence(self) -> None:
@@ -110,6 +124,19 @@ class Journal:
         """Yield the entries before the next one, newest first."""
         for seq in range(self._next - 1, -1, -1):
             yield self._read(places.log_entry(self.model, seq))
+
+    def closed_backwards(self) -> Iterator[Entry]:
+        """Yield the entries that closed a round, newest first."""
+        seq = self._next - 1 if self._closed is None else self._closed
+        while seq >= 0:
+            entry = self._read(places.log_entry(self.model, seq))
+            if entry.kind == "closed":
+                yield entry
+            seq = seq - 1 if entry.closed_before is None else entry.closed_before
+
+    def _go_behind(self, entry: Entry) -> None:
+        self._next = entry.seq + 1
+        self._closed = entry.seq if entry.kind == "closed" else entry.closed_before
 
     def _read(self, key: str) -> Entry:
         return Entry.model_validate_json(self.store.get(key).body)

@@ -56,11 +56,9 @@ def _window(journal: Journal, coordinator: Coordinator) -> Window:
     staleness = coordinator.plan.pacing.staleness
     versions = {coordinator.round: coordinator.version.number}
     held: list[tuple[str, str]] = []
-    for entry in journal.entries_backwards() if staleness is not None else ():
+    for entry in journal.closed_backwards() if staleness is not None else ():
         closed = entry.head.last_round
-        if entry.kind != "closed" or closed is None:
-            continue
-        if staleness is None or coordinator.version.number - closed.version > staleness.max_staleness:
+        if closed is None or staleness is None or coordinator.version.number - closed.version > staleness.max_staleness:
             break
         versions[closed.round] = closed.version
         held += [(line.assignment_id, line.device_id) for line in entry.updates]

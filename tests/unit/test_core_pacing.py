@@ -1,10 +1,11 @@
-"""Rounds: the table of decisions, and the arithmetic of slots."""
+"""Rounds and buffers: the table of decisions, and the arithmetic of slots."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flsys_ray.core.pacing.base import PACINGS, RoundView
+from flsys_ray.core.pacing.buffered import Buffered
 from flsys_ray.core.pacing.deadline import Rounds
 from flsys_ray.core.types import Counters
 
@@ -93,6 +94,26 @@ def test_the_elapsed_fraction_stays_within_0_and_1(at, fraction):
 
 def test_the_deadline_counts_from_the_first_assignment():
     assert ROUNDS.deadline(view(at=17.0)) == START + 60.0
+
+
+@pytest.mark.parametrize(
+    ("counted", "pending", "decision", "free"),
+    [(0, 0, "wait", 5), (2, 3, "wait", 2), (2, 5, "wait", 0), (3, 0, "commit", 0), (4, 9, "commit", 0)],
+)
+def test_a_buffer_waits_for_updates_and_for_nothing_else(counted, pending, decision, free):
+    """A device that is done makes room; no time that passes ends a buffer."""
+    buffered = Buffered(buffer=3, concurrency=5, deadline_s=60.0)
+    for at in (-100.0, 0.0, 1e9):
+        assert buffered.decide(view(counted, pending, at=at)) == decision
+        assert buffered.free_slots(view(counted, pending, at=at)) == free
+    assert buffered.deadline(view(at=17.0)) == START + 17.0 + 60.0
+
+
+def test_late_updates_lengthen_the_assignment_and_not_the_round():
+    folding = Rounds(cohort=4, deadline_s=60.0, late={"max_staleness": 2})
+    assert folding.deadline(view(at=5.0)) == START + 60.0
+    assert folding.assignment_deadline(view(at=5.0)) == START + 180.0
+    assert ROUNDS.assignment_deadline(view(at=5.0)) == START + 60.0
 
 
 @pytest.mark.parametrize("pacing", [kind() for kind in PACINGS.classes.values()], ids=list(PACINGS.classes))
