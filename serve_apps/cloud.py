@@ -1,6 +1,7 @@
 """The cloud as a Serve application: `create_app` in replicas, models in actors. See `cloud.yaml`."""
 
 import time
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,9 +10,17 @@ from ray.serve import Application
 
 from actors.hosts import RayHosts
 from actors.metrics import RayMeter
+from actors.model_actor import IDLE_S
+from flsys_ray.cloud.checkins import Terms
 from flsys_ray.cloud.service import Cloud
+from flsys_ray.core.scheduling.base import SCHEDULERS, Scheduler
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
+
+if TYPE_CHECKING:
+    AnyScheduler = Scheduler
+else:
+    AnyScheduler = SCHEDULERS.union("contention_aware")
 
 
 class Args(BaseModel):
@@ -22,14 +31,20 @@ class Args(BaseModel):
     store: str
     replicas: int = Field(1, ge=1)
     max_ongoing_requests: int = Field(64, ge=1)
+    idle_s: float = Field(
+        IDLE_S, ge=1, description="a model without calls and without work is passivated after so long"
+    )
+    scheduling: AnyScheduler = Field("contention_aware", validate_default=True)
+    assignments_per_check_in: int = Field(1, ge=1, le=100)
 
 
 def build(args: Args) -> Application:
     """Return the application."""
-    store = args.store
+    store, idle_s = args.store, args.idle_s
+    terms = Terms(args.scheduling, args.assignments_per_check_in)
 
     def app() -> FastAPI:
-        return create_app(Cloud(open_store(store), RayHosts(store), time.time, meter=RayMeter()))
+        return create_app(Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter()))
 
     deployment = serve.deployment(
         name="api",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import ray
 from ray import serve
 
-from actors.hosts import NAMESPACE, actor_name
+from actors.hosts import NAMESPACE, RayHosts, actor_name
+from actors.model_actor import IDLE_S
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import set_operator_key
 from flsys_ray.storage.uri import open_store
@@ -27,6 +28,7 @@ class Place:
     port: int = 8000
     address: str | None = None
     replicas: int = 1
+    idle_s: float = IDLE_S
 
 
 @contextmanager
@@ -47,8 +49,9 @@ def deploy(place: Place, operator_key: str) -> str:
     set_operator_key(store, operator_key)
     _connect(place.address)
     serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": place.port})
-    serve.run(build(Args(store=place.store, replicas=place.replicas)), name=APPLICATION, route_prefix="/")
-    _wake(place.store)
+    args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s)
+    serve.run(build(args), name=APPLICATION, route_prefix="/")
+    _wake(place)
     return f"http://{place.host}:{place.port}"
 
 
@@ -79,18 +82,12 @@ def _connect(address: str | None) -> None:
     )
 
 
-def _wake(store_uri: str) -> None:
-    """Activate the models that train, so that their open rounds go on without waiting for a call.
-
-    NOTE(production): one process a model that trains; passivation of idle models and many models an actor come later.
-    """
-    from actors.hosts import RayHosts
-    from flsys_ray.cloud.journal import Journal
-
-    store = open_store(store_uri)
-    for model in _models(store_uri):
-        if Journal(store, model).read_tail().head.state == "training":
-            RayHosts(store_uri).actor(model)
+def _wake(place: Place) -> None:
+    """Activate the models whose open round has an update, so that it ends in time without waiting for a call."""
+    hosts = RayHosts(place.store, place.idle_s)
+    for model in _models(place.store):
+        if hosts.standings.has_work(model):
+            hosts.actor(model)
 
 
 def _models(store_uri: str) -> list[str]:

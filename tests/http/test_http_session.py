@@ -8,6 +8,7 @@ from cloud_world import OPERATOR_KEY, PAIR, World, bearer, problem
 from safetensors.numpy import load
 from tiny_program import CLASSES, LEAVES, PARAMETERS
 
+from flsys_ray.cloud.checkins import Terms
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.errors import TryLater
 from flsys_ray.programs.runner import Program
@@ -417,7 +418,12 @@ def test_a_model_that_is_down_stops_no_other(world: World, key):
         def model(self, name):
             return Down() if name == "down" else hosts.model(name)
 
-    world.cloud.hosts = HalfDown()
+    class ByName:
+        def order(self, check_in):
+            return tuple(sorted(candidate.model for candidate in check_in.candidates))
+
+    world.cloud.checkins.hosts = HalfDown()
+    world.cloud.checkins.terms = Terms(scheduler=ByName())
     reply = world.check_in(world.device(key, "one"), "down", "tiny")
     assert [work["model"] for work in reply["assignments"]] == ["tiny"]
     assert reply["rejections"] == [{"model": "down", "reason": "unavailable"}]

