@@ -1,8 +1,8 @@
 """The leak detector: what must not be in two parts of a split.
 
 A test accuracy means something only if the test windows are news. Three ways to lose that are looked for: a user in
-two parts, windows of one recording that share time, and windows with identical content (a recording that is in the
-data twice, under another name perhaps).
+two parts, windows of one recording that share time, and examples with identical content (a recording that is in the
+data twice, under another name perhaps; a text that was passed on).
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def check_no_leak(parts: Mapping[str, Iterable[Examples]], *, users_may_repeat: 
             _check_overlap(one, here.spans[user], other, there.spans[user])
         if twins := sorted(here.content.keys() & there.content.keys()):
             a, b = here.content[twins[0]], there.content[twins[0]]
-            raise DataLeak(f"{len(twins)} windows of {one} are in {other} as well, bit for bit: {a} is {b}")
+            raise DataLeak(f"{len(twins)} examples of {one} are in {other} as well, bit for bit: {a} is {b}")
 
 
 def overlaps_any(examples: Examples, others: Examples) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ def build(classes: Sequence[str] = CLASSES) -> Any:
     from keras import layers
 
     ids = keras.Input((TOKENIZER.length,), dtype="int32", name="ids")
-    start = keras.initializers.RandomUniform(-0.05, 0.05)
+    start = keras.initializers.RandomUniform(-0.25, 0.25)
     words = layers.Embedding(
         TOKENIZER.buckets, WIDTH, mask_zero=True, embeddings_initializer=start, name="words"
     )(ids)  # fmt: skip
@@ -51,7 +51,7 @@ MODEL = BuiltinModel(
     plan={
         "pacing": {"name": "rounds", "cohort": 50, "deadline_s": 60},
         "server_optimizer": {"name": "adam", "learning_rate": 0.05},
-        "local": {"epochs": 3, "learning_rate": 0.5},
+        "local": {"epochs": 3, "learning_rate": 1.0},
         "eligibility": {"min_examples": 1},
     },
     batch_size=8,

@@ -130,7 +130,7 @@ def test_the_detector_finds_a_copied_window_under_another_name(a, b, seed):
     check_no_leak({"train": [a], "test": [b]})
     rng = np.random.default_rng(seed)
     b.x[rng.integers(len(b))] = a.x[rng.integers(len(a))]
-    with pytest.raises(DataLeak, match=r"1 windows of train are in test as well.*'ada'.*'bob'"):
+    with pytest.raises(DataLeak, match=r"1 examples of train are in test as well.*'ada'.*'bob'"):
         check_no_leak({"train": [a], "test": [b]})
 
 

@@ -8,6 +8,7 @@ from layer_cases import CASES, batches
 
 import flsys_ray
 from flsys_ray.models import get
+from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.runner import Program
 
 CLASSES = ("a", "b", "c")
@@ -44,6 +45,26 @@ def test_har_wild_without_dropout() -> None:
     program = Program.load(flsys_ray.compile(model, classes=builtin.classes, batch_size=8).data)
     scaled = [(9.8 * x, y, real) for x, y, real in batches(model, 3, 8, seed=3)]
     check_equal(model, program, scaled, rate=0.01, mu=0.1)
+
+
+def test_sentiment() -> None:
+    """Ids with padding behind them; the table's first row is padding's, and must not move."""
+    builtin = get("sentiment")
+    model = builtin.build(builtin.classes)
+    program = Program.load(compile_builtin(builtin).data)
+    rng = np.random.default_rng(4)
+    drawn = []
+    for real in (8, 8, 5):
+        lengths = rng.integers(1, 41, 8)
+        x = np.where(np.arange(40) < lengths[:, None], rng.integers(1, 8192, (8, 40)), 0).astype(np.int32)
+        drawn.append((x, rng.integers(0, 2, 8).astype(np.int32), real))
+    check_equal(model, program, drawn, rate=0.5, mu=0.1)
+    start = program.init(0)
+    x, y, _ = drawn[0]
+    trained = program.train(start, x, y, epochs=1, learning_rate=1.0, rng=rng)
+    moved = (trained.parameters - start)[: 8192 * 16].reshape(8192, 16).any(axis=1)
+    assert program.manifest.layout[0].name == "words/embeddings"
+    assert set(np.flatnonzero(moved)) <= set(np.unique(x)) - {0}
 
 
 def test_a_text_without_words_does_no_harm() -> None:

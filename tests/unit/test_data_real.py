@@ -61,3 +61,17 @@ def test_splits_do_not_leak(real):
     if real.info.split:
         check_user_split(real.info.split)
         assert sorted(user for part in real.info.split.values() for user in part) == list(real.users)
+
+
+def test_tweets_to_airlines(monkeypatch, tmp_path):
+    """1,062 users in the source have three polar tweets, fewer once repeats are left out; nine in ten negative."""
+    if "airline_tweets" not in present_names(data_folder()):
+        pytest.skip("airline_tweets is not in the data folder: set FLSYS_DATA to a folder that has it")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = open_dataset("airline_tweets")
+    assert 1040 <= len(data.users) < 1062
+    assert 4700 <= data.info.examples < 4824
+    negative = sum(of_user.get("negative", 0) for of_user in data.info.counts.values())
+    assert 0.85 < negative / data.info.examples < 0.93
+    train, held_out = split_users(data.users, 0.2, seed=0)
+    check_no_leak({"train": map(data.examples, train), "held out": map(data.examples, held_out)})
