@@ -12,7 +12,7 @@ import ray
 
 from actors.gate import Gate
 from actors.metrics import RayMeter
-from flsys_ray.cloud.hosts import ModelHost
+from flsys_ray.cloud.hosts import CHECK_IN_WAIT_S, ModelHost
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.errors import FlsysError, NotFound
 from flsys_ray.storage.uri import open_store
@@ -21,7 +21,18 @@ IDLE_S = 300.0
 LONGEST_WAIT_S = 5.0
 AFTER_ERROR_S = 1.0
 LEAVING_S = 30.0
-CALLS = ("check_in", "submit", "give_back", "evaluate", "put_plan", "put_program", "info", "rounds")
+CALLS = (
+    "check_in",
+    "submit",
+    "give_back",
+    "evaluate",
+    "put_plan",
+    "put_program",
+    "promote",
+    "rollback",
+    "info",
+    "rounds",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +61,7 @@ class ModelActor:
         return self._enter(lambda: self._call(name, *args))
 
     def act(self, action: Any) -> Any:
-        """Start, pause, resume or stop."""
+        """Start, pause, resume, stop or archive."""
         return self._enter(lambda: self._host.act(action))
 
     def pid(self) -> int:
@@ -61,7 +72,7 @@ class ModelActor:
         if name not in CALLS:
             raise FlsysError(f"ModelActor has no call {name!r}")
         method: Callable[..., Any] = getattr(DurableModel, name)
-        return self._host.call(lambda model: method(model, *args))
+        return self._host.call(lambda model: method(model, *args), CHECK_IN_WAIT_S if name == "check_in" else -1.0)
 
     def _enter(self, use: Callable[[], Any]) -> Any:
         if not self._gate.enter():

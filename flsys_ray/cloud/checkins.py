@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from flsys_ray.cloud.credentials import Device
 from flsys_ray.cloud.hosts import Hosts
-from flsys_ray.cloud.model import IDLE_RETRY_S, CheckInAnswer, Offer
+from flsys_ray.cloud.model import IDLE_RETRY_S
+from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.standing import Standing, Standings
 from flsys_ray.core.scheduling.base import Candidate, CheckIn, Demand, Scheduler
 from flsys_ray.core.scheduling.contention_aware import ContentionAware
@@ -36,12 +37,14 @@ class Terms:
         scheduler: who is asked first.
         assignments: the most that one check-in may carry. A phone does one after the other, so a second one only
             waits, and holds a place in its round meanwhile; the phone comes back a second after the first.
-        patience_s: a model that has not answered for so long, since it commits a version, say, is passed over.
+        patience_s: how long a device waits for the answer of the last model that it could have work of.
+        hurry_s: a model that has not answered for so long, since it commits a version, say, is passed over.
     """
 
     scheduler: Scheduler = field(default_factory=ContentionAware)
     assignments: int = 1
     patience_s: float = 2.0
+    hurry_s: float = 0.2
 
 
 @dataclass(slots=True)
@@ -77,12 +80,14 @@ class CheckIns:
     async def _down_the_list(self, device: Device, training: dict[str, Standing]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         offers = 0
-        for model in self._order(device, training):
+        order = self._order(device, training)
+        for model in order:
             if offers >= self.terms.assignments:
                 rejected = Rejected("not-scheduled", SOON_S)
                 answers[model] = CheckInAnswer(rejected, training[model].plan.eligibility)
                 continue
-            answer = await self._ask_one(device, model)
+            wait_s = self.terms.patience_s if model == order[-1] else self.terms.hurry_s
+            answer = await self._ask_one(device, model, wait_s)
             answers[model] = answer
             if isinstance(answer, CheckInAnswer) and isinstance(answer.outcome, Offer):
                 offers += 1
@@ -118,26 +123,33 @@ class CheckIns:
             return demand
         return standing.demand(now)
 
-    async def _ask_one(self, device: Device, model: str) -> Answer:
-        """Return a model's answer, or an error if it is down or busy. A late answer is taken note of all the same."""
+    async def _ask_one(self, device: Device, model: str, wait_s: float) -> Answer:
+        """Return a model's answer, or an error if it is down or busy: it is then asked last for a while."""
         task = asyncio.ensure_future(self.hosts.model(model).check_in(device.device_id))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        done, _ = await asyncio.wait({task}, timeout=self.terms.patience_s)
-        if not done:
-            task.add_done_callback(lambda late: late.cancelled() or late.exception())
-            busy = Demand(0, 0, self.clock())
-            self._views[model] = (self.clock(), busy)
-            return TryLater(f"model {model!r} is busy: try again", VIEW_S)
+        done, _ = await asyncio.wait({task}, timeout=wait_s)
         try:
+            if not done:
+                task.add_done_callback(lambda late: self._came_late(device, late))
+                raise TryLater(f"model {model!r} is busy: try again", VIEW_S)
             answer = task.result()
         except NotFound:
             return None
         except TryLater as error:
+            self._views[model] = (self.clock(), Demand(0, 0, self.clock()))
             return error
         if answer.demand is not None:
             self._views[model] = (self.clock(), answer.demand)
         return replace(answer, demand=None)
+
+    def _came_late(self, device: Device, late: "asyncio.Task[CheckInAnswer]") -> None:
+        """Take note of an assignment that the device was not told of: it is asked for first when it comes again."""
+        if late.cancelled() or late.exception() is not None:
+            return
+        outcome = late.result().outcome
+        if isinstance(outcome, Offer):
+            self._note_offer(device, outcome)
 
     def _note_offer(self, device: Device, offer: Offer) -> None:
         now, work = self.clock(), offer.assignment

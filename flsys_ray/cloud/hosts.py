@@ -7,18 +7,23 @@ here; `actors.hosts.RayHosts` has an actor for each.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol, TypeVar
 
 from flsys_ray.cloud.meter import NO_METER, Meter
-from flsys_ray.cloud.model import CheckInAnswer, DurableModel
+from flsys_ray.cloud.model import DurableModel
+from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Update, Version
+from flsys_ray.errors import TryLater
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
 
 T = TypeVar("T")
-Action = Literal["start", "resume", "pause", "stop"]
+BUSY_S = 2.0
+CHECK_IN_WAIT_S = 1.0  # a phone that asks for work has better things to do than to wait for a commit
+Action = Literal["start", "resume", "pause", "stop", "archive"]
 
 
 class ModelHandle(Protocol):
@@ -43,7 +48,13 @@ class ModelHandle(Protocol):
         """Train with this program, which is in the store already."""
 
     async def act(self, action: Action) -> None:
-        """Start, pause, resume or stop."""
+        """Start, pause, resume, stop or archive."""
+
+    async def promote(self, number: int | None) -> None:
+        """Use a version for inference; None: always the newest."""
+
+    async def rollback(self, number: int) -> None:
+        """Go on from an older version."""
 
     async def info(self) -> ModelInfo:
         """Return the model as it is now."""
@@ -70,9 +81,12 @@ class ModelHost:
         self._lock = threading.Lock()
         self._model: DurableModel | None = None
 
-    def call(self, use: Callable[[DurableModel], T]) -> T:
-        """Let one call in. A model that is broken afterwards is dropped: the next call activates it anew."""
-        with self._lock:
+    def call(self, use: Callable[[DurableModel], T], wait_s: float = -1.0) -> T:
+        """Let one call in. A model that is broken afterwards is dropped: the next call activates it anew.
+
+        Raises `TryLater` if others are inside for `wait_s`, while a version is committed, say; -1 waits without limit.
+        """
+        with self._entered(wait_s):
             if self._model is None:
                 self._model = DurableModel(self._store, self._name, self._clock, self._meter)
             try:
@@ -81,12 +95,23 @@ class ModelHost:
                 if self._model.broken:
                     self._model = None
 
+    @contextmanager
+    def _entered(self, wait_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=wait_s):
+            raise TryLater(f"model {self._name!r} is busy: try again", BUSY_S)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def act(self, action: Action) -> None:
-        """Start, pause, resume or stop."""
+        """Start, pause, resume, stop or archive."""
         if action == "pause":
             self.call(DurableModel.pause)
         elif action == "stop":
             self.call(DurableModel.stop)
+        elif action == "archive":
+            self.call(DurableModel.archive)
         else:
             self.call(lambda model: model.start(initial_version))
 
@@ -99,7 +124,7 @@ class LocalHandle:
 
     async def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
-        return await self._call(lambda model: model.check_in(device_id))
+        return await asyncio.to_thread(self._host.call, lambda model: model.check_in(device_id), CHECK_IN_WAIT_S)
 
     async def submit(self, update: Update) -> Counted | Rejected:
         """Count an update."""
@@ -122,8 +147,16 @@ class LocalHandle:
         await self._call(lambda model: model.put_program(program_sha256))
 
     async def act(self, action: Action) -> None:
-        """Start, pause, resume or stop."""
+        """Start, pause, resume, stop or archive."""
         await asyncio.to_thread(self._host.act, action)
+
+    async def promote(self, number: int | None) -> None:
+        """Use a version for inference; None: always the newest."""
+        await self._call(lambda model: model.promote(number))
+
+    async def rollback(self, number: int) -> None:
+        """Go on from an older version."""
+        await self._call(lambda model: model.rollback(number))
 
     async def info(self) -> ModelInfo:
         """Return the model as it is now."""

@@ -119,13 +119,15 @@ def test_a_model_that_does_not_answer_is_passed_over(world: World, key, order):
             return order
 
     world.cloud.checkins.hosts = Half()
-    world.cloud.checkins.terms = Terms(scheduler=InOrder(), patience_s=0.05)
+    world.cloud.checkins.terms = Terms(scheduler=InOrder(), hurry_s=0.05)
     begun = time.monotonic()
     reply = world.check_in(world.device(key, "one"), "slow", "tiny")
     assert time.monotonic() - begun < 0.45
     assert given(reply) == ["tiny"]
     reason = "unavailable" if order[0] == "slow" else "not-scheduled"
     assert reply["rejections"] == [{"model": "slow", "reason": reason}]
+    alone = world.check_in(world.device(key, "two"), "slow")
+    assert given(alone) == ["slow"], "a device that has no other model waits"
 
 
 def test_a_model_s_standing_is_what_its_owner_would_say(world: World, key):
