@@ -33,6 +33,8 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/actor_memory.py
+	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/aggregation_memory.py
 
 openapi: $(VENV)/.dev ## Write docs/openapi.json anew
 	$(BIN)/python -m flsys_ray.http.openapi > docs/openapi.json

@@ -97,5 +97,5 @@ class ExactSum:
     def mean(self) -> NDArray[np.float64]:
         """Return the weighted mean, float64 [P]. Raises `EmptyCohort` for an empty sum."""
         if self.weight == 0:
-            raise EmptyCohort("weighted_mean: no update was added")
+            raise EmptyCohort("mean: no update was added")
         return self.scale.mean(self.total, self.weight)

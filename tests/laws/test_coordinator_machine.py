@@ -65,6 +65,7 @@ FLAWS = {
     "text": {"delta": np.array(["a", "b", "c", "d", "e"])},
     "no examples": {"num_examples": 0},
     "negative examples": {"num_examples": -3},
+    "no steps": {"num_steps": 0},
     "loss nan": {"loss": math.nan},
     "loss infinite": {"loss": math.inf},
     "loss beyond float32": {"loss": 1e308},

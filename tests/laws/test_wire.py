@@ -14,6 +14,7 @@ from flsys_ray.core.layout import Layout
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.wire.tensors import (
     MAX_HEADER_BYTES,
+    data_offset,
     decode_update,
     decode_vector,
     encode_update,
@@ -50,15 +51,27 @@ def file_of(metadata=METADATA, name="delta", array=None):
 # What is good ----------------------------------------------------------------------------------------------------
 
 
-@given(deltas, st.integers(1, 10**12 - 1), st.floats(-MAX_FLOAT32, MAX_FLOAT32))
-def test_what_is_encoded_is_decoded_to_the_bit(values, num_examples, loss):
+@given(deltas, st.integers(1, 10**12 - 1), st.floats(-MAX_FLOAT32, MAX_FLOAT32), st.integers(1, 10**12 - 1))
+def test_what_is_encoded_is_decoded_to_the_bit(values, num_examples, loss, num_steps):
     delta = np.array(values, dtype=np.float32)
-    body = encode_update(delta, num_examples, loss)
+    body = encode_update(delta, num_examples, loss, num_steps)
     update = decoded(body)
     assert update.delta.tobytes() == delta.tobytes()
     assert (update.delta.dtype, update.delta.shape) == (np.float32, (8,))
-    assert (update.num_examples, update.loss) == (num_examples, loss)
-    assert encode_update(update.delta, update.num_examples, update.loss) == body
+    assert (update.num_examples, update.loss, update.num_steps) == (num_examples, loss, num_steps)
+    assert encode_update(update.delta, update.num_examples, update.loss, update.num_steps) == body
+    assert body[data_offset(body[:8]) :] == delta.tobytes()
+
+
+def test_steps_are_one_where_a_phone_does_not_say():
+    assert "num_steps" not in METADATA
+    assert decoded(file_of()).num_steps == 1
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "1.5", "", "many", "9" * 13])
+def test_steps_that_make_no_sense_are_refused(steps):
+    with pytest.raises(UpdateUnusable, match="'num_steps' must be a positive whole number"):
+        decoded(file_of(METADATA | {"num_steps": steps}))
 
 
 @pytest.mark.parametrize("edge", [MAX_ABS, -MAX_ABS, 0.0, -0.0, 1e-45])

@@ -24,7 +24,7 @@ class GeometricMedian(WholeCohort):
     """
 
     name: Literal["geometric_median"] = "geometric_median"
-    iterations: int = Field(8, ge=1, le=100, description="R: each reads all updates once")
+    iterations: int = Field(4, ge=1, le=100, description="R: each reads all updates once")
     nu: float = Field(1e-6, gt=0, description="smoothing: distances below it count as it")
 
     def aggregate(self, cohort: Cohort, updates: UpdateReader) -> Array:
