@@ -20,7 +20,8 @@ from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded, RayActorEr
 from actors.model_actor import IDLE_S, ModelActor, Passivated
 from flsys_ray.cloud.hosts import Action, ModelHandle, ModelHost
 from flsys_ray.cloud.journal import Journal
-from flsys_ray.cloud.model import CheckInAnswer, DurableModel
+from flsys_ray.cloud.model import DurableModel
+from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.cloud.reports import closed_rounds
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.core.plan import TrainingPlan
@@ -132,8 +133,16 @@ class RayHandle:
             await self._call("put_program", program_sha256)
 
     async def act(self, action: Action) -> None:
-        """Start, pause, resume or stop."""
+        """Start, pause, resume, stop or archive."""
         await self._remote(self._hosts.actor, "act", action)
+
+    async def promote(self, number: int | None) -> None:
+        """Use a version for inference; None: always the newest."""
+        await self._call("promote", number)
+
+    async def rollback(self, number: int) -> None:
+        """Go on from an older version."""
+        await self._call("rollback", number)
 
     async def info(self) -> ModelInfo:
         """Return the model as it is now."""

@@ -30,7 +30,7 @@ from flsys_ray.wire.schemas import (
 from flsys_ray.wire.tensors import decode_vector
 
 M = TypeVar("M", bound=BaseModel)
-Action = Literal["start", "pause", "resume", "stop"]
+Action = Literal["start", "pause", "resume", "stop", "archive"]
 
 
 class DeveloperClient:
@@ -69,12 +69,20 @@ class DeveloperClient:
         return self._json(ModelInfo, "PUT", path, content=program, headers={"Content-Type": PROGRAM})
 
     def act(self, model: str, action: Action) -> ModelInfo:
-        """Start, pause, resume or stop a model."""
+        """Start, pause, resume, stop or archive a model."""
         return self._json(ModelInfo, "POST", f"/v1/models/{model}/{action}")
 
-    def models(self) -> list[ModelInfo]:
-        """List the app's models."""
-        return self._json(ModelsReply, "GET", "/v1/models").models
+    def promote(self, model: str, version: int | None) -> ModelInfo:
+        """Pin the version that inference uses, in the cloud and on phones; None: the newest again."""
+        return self._json(ModelInfo, "POST", f"/v1/models/{model}/promote", json={"version": version})
+
+    def rollback(self, model: str, version: int) -> ModelInfo:
+        """Make the next version of an older one's parameters, and go on from there. The open round is given up."""
+        return self._json(ModelInfo, "POST", f"/v1/models/{model}/rollback", json={"version": version})
+
+    def models(self, *, archived: bool = False) -> list[ModelInfo]:
+        """List the app's models; archived ones only if they are asked for."""
+        return self._json(ModelsReply, "GET", "/v1/models", params={"archived": archived}).models
 
     def info(self, model: str) -> ModelInfo:
         """Look at a model."""
@@ -101,7 +109,7 @@ class DeveloperClient:
         return decode_vector(self._send("GET", f"/v1/models/{model}/versions/{version}"), "parameters", size)
 
     def infer(self, model: str, instances: list[Any], version: int | None = None) -> InferReply:
-        """Run a version (None: the newest) on examples in the cloud."""
+        """Run a version (None: the one that serves) on examples in the cloud."""
         body = {"instances": instances, "version": version}
         return self._json(InferReply, "POST", f"/v1/models/{model}/infer", json=body)
 

@@ -5,7 +5,7 @@ from itertools import islice
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Entry, Journal, VersionRef
 from flsys_ray.core.types import Assignment
-from flsys_ray.errors import Missing
+from flsys_ray.errors import Missing, NotFound
 from flsys_ray.storage.base import put_same
 from flsys_ray.wire.schemas import VersionInfo
 
@@ -42,8 +42,7 @@ def weights_of(journal: Journal, newest: VersionRef, number: int) -> str:
     """Return the hash of a version's parameters: an assignment may be about an older one than the newest."""
     if number == newest.number:
         return newest.weights_sha256
-    body = journal.store.get(places.version(journal.model, number)).body
-    return VersionInfo.model_validate_json(body).weights_sha256
+    return _info(journal, number).weights_sha256
 
 
 def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
@@ -56,11 +55,38 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         optimizer_sha256=ref.optimizer_sha256,
         optimizer_step=ref.optimizer_step,
         program_sha256=str(made.head.program_sha256),
-        plan_sha256=made.head.plan_sha256 if made.kind == "started" else _plan_of_round_before(journal, made),
+        plan_sha256=_plan_of(journal, made),
         round=round_,
         committed_at=made.at,
         updates=list(made.updates),
+        restored_from=ref.restored_from,
     )
+
+
+def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
+    """Return the version after the newest one, with the numbers of version `number`. Raises `NotFound`."""
+    if number > newest.number:
+        raise NotFound(f"model {journal.model!r} has no version {number}")
+    old = _info(journal, number)
+    return VersionRef(
+        number=newest.number + 1,
+        weights_sha256=old.weights_sha256,
+        optimizer_sha256=old.optimizer_sha256,
+        optimizer_step=old.optimizer_step,
+        restored_from=number,
+    )
+
+
+def _info(journal: Journal, number: int) -> VersionInfo:
+    return VersionInfo.model_validate_json(journal.store.get(places.version(journal.model, number)).body)
+
+
+def _plan_of(journal: Journal, made: Entry) -> str:
+    """Return the plan that made a version: a restored one has that of the version that it repeats."""
+    version = made.head.version
+    if made.kind == "restored" and version is not None and version.restored_from is not None:
+        return _info(journal, version.restored_from).plan_sha256
+    return made.head.plan_sha256 if made.kind == "started" else _plan_of_round_before(journal, made)
 
 
 def _plan_of_round_before(journal: Journal, closed: Entry) -> str:
@@ -73,6 +99,8 @@ def _makes(entry: Entry) -> int | None:
     """Return the number of the version that an entry makes, if it makes one."""
     if entry.kind == "started":
         return 0
+    if entry.kind == "restored" and entry.head.version is not None:
+        return entry.head.version.number
     if entry.kind == "closed" and entry.head.last_round is not None:
         return entry.head.last_round.committed
     return None

@@ -17,7 +17,21 @@ from flsys_ray.errors import AlreadyExists, Missing, NotFound, OwnershipLost
 from flsys_ray.storage.base import ObjectStore, last_key
 from flsys_ray.wire.schemas import RoundInfo, State, UpdateLine
 
-Kind = Literal["created", "planned", "programmed", "started", "paused", "resumed", "stopped", "activated", "closed"]
+Kind = Literal[
+    "created",
+    "planned",
+    "programmed",
+    "started",
+    "paused",
+    "resumed",
+    "stopped",
+    "archived",
+    "activated",
+    "closed",  # a round ended, with a version or without
+    "restored",  # a round was given up, and a version made that has the numbers of an older one
+    "promoted",
+]
+ROUND_ENDS: tuple[Kind, ...] = ("closed", "restored")
 
 
 class _Record(BaseModel):
@@ -25,16 +39,21 @@ class _Record(BaseModel):
 
 
 class VersionRef(_Record):
-    """Where a version's numbers are."""
+    """Where a version's numbers are. `restored_from` is the older version that it has them from, if it has."""
 
     number: int
     weights_sha256: str
     optimizer_sha256: str
     optimizer_step: int
+    restored_from: int | None = None
 
 
 class Head(_Record):
-    """A model's state. `plan_sha256` is the plan of the next round, `round_plan_sha256` that of the open one."""
+    """A model's state. `plan_sha256` is the plan of the next round, `round_plan_sha256` that of the open one.
+
+    `promoted` is the version that is pinned for inference; None: the newest. Updates of rounds before `restored_round`
+    do not count any more: they belong to versions that were given up.
+    """
 
     app_id: str
     state: State = "draft"
@@ -45,6 +64,14 @@ class Head(_Record):
     round: int = 0
     opened_at: float = 0.0
     last_round: RoundInfo | None = None
+    promoted: int | None = None
+    restored_round: int = 0
+    stored_bytes: int = 0
+
+    @property
+    def serving(self) -> int | None:
+        """The version that inference uses; None before the start."""
+        return self.promoted if self.promoted is not None or self.version is None else self.version.number
 
 
 class Entry(_Record):
@@ -126,17 +153,17 @@ class Journal:
             yield self._read(places.log_entry(self.model, seq))
 
     def closed_backwards(self) -> Iterator[Entry]:
-        """Yield the entries that closed a round, newest first."""
+        """Yield the entries that ended a round, newest first."""
         seq = self._next - 1 if self._closed is None else self._closed
         while seq >= 0:
             entry = self._read(places.log_entry(self.model, seq))
-            if entry.kind == "closed":
+            if entry.kind in ROUND_ENDS:
                 yield entry
             seq = seq - 1 if entry.closed_before is None else entry.closed_before
 
     def _go_behind(self, entry: Entry) -> None:
         self._next = entry.seq + 1
-        self._closed = entry.seq if entry.kind == "closed" else entry.closed_before
+        self._closed = entry.seq if entry.kind in ROUND_ENDS else entry.closed_before
 
     def _read(self, key: str) -> Entry:
         return Entry.model_validate_json(self.store.get(key).body)

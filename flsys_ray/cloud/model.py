@@ -15,49 +15,29 @@ holds it activates a new one from the store.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.history import finish_commit, was_counted, weights_of
+from flsys_ray.cloud.history import finish_commit, restored, was_counted, weights_of
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
+from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.recovery import refold
 from flsys_ray.cloud.reports import closed_rounds, demand_of, model_info, open_round, round_info
 from flsys_ray.cloud.stored_updates import StoredUpdates
 from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.pacing.base import RoundView
-from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
+from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
-from flsys_ray.errors import AlreadyExists, Conflict, OwnershipLost
+from flsys_ray.errors import AlreadyExists, Conflict, NotFound, OwnershipLost
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo, UpdateLine
 
 IDLE_RETRY_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """An assignment, and all that the device must be told with it."""
-
-    assignment: Assignment
-    program_sha256: str
-    plan_sha256: str
-    weights_sha256: str
-    parameters: int
-    local: LocalTraining
-
-
-@dataclass(frozen=True, slots=True)
-class CheckInAnswer:
-    """What one model has for a device that checks in."""
-
-    outcome: Offer | Rejected
-    eligibility: Eligibility
-    demand: Demand | None = None
 
 
 class DurableModel:
@@ -67,9 +47,7 @@ class DurableModel:
     was never created.
     """
 
-    def __init__(
-        self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER
-    ) -> None:
+    def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self.store = store
         self.model = model
         self._clock = clock
@@ -101,7 +79,7 @@ class DurableModel:
     def submit(self, update: Update) -> Counted | Rejected:
         """Count an update that is an object of the store already."""
         self.tick()
-        coordinator = self._open()
+        coordinator = self._open_to(update.assignment)
         with self._trusted():
             outcome: Counted | Rejected = Rejected("round-over", IDLE_RETRY_S)
             if coordinator is not None:
@@ -115,7 +93,7 @@ class DurableModel:
     def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back. Its outcome is made once in the store: an update that came first stays."""
         self.tick()
-        coordinator = self._open()
+        coordinator = self._open_to(assignment)
         if coordinator is None:
             return Rejected("round-over", IDLE_RETRY_S)
         refusal = coordinator.misplaced(assignment, self._clock())
@@ -189,7 +167,8 @@ class DurableModel:
         if self._head.version is not None:
             raise Conflict(f"model {self.model!r} has started: its program cannot be changed any more")
         with self._trusted():
-            self._append("programmed", program_sha256=program_sha256)
+            size = self.store.get(places.program(self.model, program_sha256), 0, 0).size
+            self._append("programmed", program_sha256=program_sha256, stored_bytes=self._head.stored_bytes + size)
 
     def start(self, initial: Callable[[bytes, int], Version]) -> None:
         """Open version 0, or go on after a pause. `initial(program, seed)` gives version 0's parameters."""
@@ -225,6 +204,43 @@ class DurableModel:
         self._look_up()
         self._set_state("stopped", "finished")
 
+    def archive(self) -> None:
+        """Put a draft or a finished model away: nothing changes it any more. Its versions stay."""
+        if self._head.state == "archived":
+            return
+        self._look_up()
+        if self._head.state not in ("draft", "finished"):
+            raise Conflict(f"model {self.model!r} is {self._head.state}: stop it first")
+        self._set_state("archived", "archived")
+
+    def promote(self, number: int | None) -> None:
+        """Use this version for inference; None: always the newest. Raises `NotFound`."""
+        self._look_up()
+        newest = self._head.version
+        if newest is None or (number is not None and number > newest.number):
+            raise NotFound(f"model {self.model!r} has no version {'yet' if number is None else number}")
+        if self._head.promoted != number:
+            with self._trusted():
+                self._append("promoted", promoted=number)
+
+    def rollback(self, number: int) -> None:
+        """Give the open round up; the next version is an older one again. Raises `NotFound`, `Conflict`."""
+        self._look_up()
+        coordinator, newest = self._open(), self._head.version
+        if coordinator is None or newest is None:
+            raise Conflict(f"model {self.model!r} is {self._head.state}: only a model that trains can go back")
+        if number in (newest.number, newest.restored_from):
+            return
+        ref = restored(self._journal, newest, number)
+        if self._plan_ends_at(ref):
+            raise Conflict(f"going back makes version {ref.number}, where the plan stops: give it a later end first")
+        with self._trusted():
+            now = self._clock()
+            info = round_info(coordinator.abandon(now), self._evaluations)
+            self._next_round("restored", (), info, version=ref, restored_round=info.round + 1)
+            self._resume(ref)
+        record_round(self._meter, self.model, info, 0.0)
+
     def info(self) -> ModelInfo:
         """Return the model as it is now."""
         self.tick()
@@ -243,6 +259,10 @@ class DurableModel:
         """Return the coordinator if a round is open: a draft has none yet, a finished model none any more."""
         return self._coordinator if self._head.state in ("training", "paused") else None
 
+    def _open_to(self, assignment: Assignment) -> Coordinator | None:
+        """Return the coordinator if a round is open, and the assignment is not of one before a rollback."""
+        return self._open() if assignment.round >= self._head.restored_round else None
+
     def _demand(self) -> Demand | None:
         """Return what the open round wants now, to be told beside an answer: those who schedule look at it."""
         coordinator = self._open()
@@ -258,6 +278,8 @@ class DurableModel:
         self.tick()
         with self._trusted():
             self._journal.check_fence()
+        if self._head.state == "archived":
+            raise Conflict(f"model {self.model!r} is archived: nothing changes it any more")
 
     def _take_over(self) -> Head:
         for _ in range(20):
@@ -300,23 +322,28 @@ class DurableModel:
             lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
         info = round_info(summary, self._evaluations)
         state = "finished" if self._plan_ends_at(ref) else self._head.state
-        self._append(
-            "closed",
-            lines,
-            state=state,
-            version=ref,
-            round=coordinator.round,
-            opened_at=now,
-            round_plan_sha256=self._head.plan_sha256,
-            last_round=info,
-        )
-        if ref is not None and summary.commit is not None:
-            finish_commit(self._journal, ref)
-        self._evaluations = Evaluations(self.store, self.model)
+        self._next_round("closed", lines, info, state=state, version=ref)
         if coordinator.plan != self._plan and ref is not None:
             self._resume(ref)
         record_round(self._meter, self.model, info, self._clock() - now)
         return info
+
+    def _next_round(self, kind: Kind, lines: tuple[UpdateLine, ...], info: RoundInfo, **changes: object) -> None:
+        """Open the round after one that has ended. If a version came of that, it gets its manifest."""
+        before = self._head
+        self._append(
+            kind,
+            lines,
+            round=info.round + 1,
+            opened_at=info.closed_at,
+            round_plan_sha256=before.plan_sha256,
+            last_round=info,
+            stored_bytes=before.stored_bytes + info.update_bytes,
+            **changes,
+        )
+        if self._head.version is not None and self._head.version != before.version:
+            finish_commit(self._journal, self._head.version)
+        self._evaluations = Evaluations(self.store, self.model)
 
     def _plan_ends_at(self, ref: VersionRef | None) -> bool:
         """Return whether the plan of the next round wants no further version."""
@@ -358,6 +385,7 @@ class DurableModel:
             weights_sha256=weights_of(self._journal, head.version, outcome.version),
             parameters=coordinator.layout.size,
             local=coordinator.plan.local,
+            serving=head.promoted in (None, outcome.version),
         )
 
 

@@ -58,6 +58,8 @@ def _window(journal: Journal, coordinator: Coordinator) -> Window:
     held: list[tuple[str, str]] = []
     for entry in journal.closed_backwards() if staleness is not None else ():
         closed = entry.head.last_round
+        if entry.kind == "restored":
+            break  # what came before it belongs to versions that were given up
         if closed is None or staleness is None or coordinator.version.number - closed.version > staleness.max_staleness:
             break
         versions[closed.round] = closed.version

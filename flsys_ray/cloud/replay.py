@@ -62,6 +62,8 @@ def replay(store: ObjectStore, model: str) -> Iterator[Replayed]:
             yield replayer.first()
         elif entry.kind == "closed" and _commits(entry) and replayer is not None and before is not None:
             yield replayer.commit(entry, before.head.round_plan_sha256)
+        elif entry.kind == "restored" and replayer is not None:
+            yield replayer.restore(entry)
         before = entry
 
 
@@ -78,6 +80,7 @@ class _Replayer:
         self._started = started
         self._layout: Layout = read_manifest(load_program(store, model, str(started.head.program_sha256))).to_layout()
         self._ref = _ref(started)
+        self._refs = {0: self._ref}
         self._version: Version | None = None
         self._slots: tuple[str, ...] = ()
 
@@ -92,6 +95,7 @@ class _Replayer:
     def commit(self, entry: Entry, plan_sha256: str) -> Replayed:
         """Compute the version that an entry commits."""
         number, made_of = _ref(entry).number, len(entry.updates)
+        self._refs[number] = _ref(entry)
         round_ = entry.head.last_round.round if entry.head.last_round else None
         try:
             plan = load_plan(self._store, self._model, plan_sha256)
@@ -106,6 +110,19 @@ class _Replayer:
             return Replayed(number, round_, made_of, "missing", error.message)
         self._version, self._slots, self._ref = version, plan.server_optimizer.slots, _ref(entry)
         return Replayed(number, round_, made_of, "equal")
+
+    def restore(self, entry: Entry) -> Replayed:
+        """Look whether a version that a rollback made is the older one that it says."""
+        ref = _ref(entry)
+        old = self._refs.get(-1 if ref.restored_from is None else ref.restored_from)
+        self._version, self._ref, self._refs[ref.number] = None, ref, ref
+        try:
+            if old is None or _numbers(old) != _numbers(ref):
+                raise _Broken("differs", f"it is not version {ref.restored_from}, which it was made of")
+            self._check_stored(ref)
+        except _Broken as broken:
+            return Replayed(ref.number, None, 0, broken.verdict, broken.detail)
+        return Replayed(ref.number, None, 0, "equal")
 
     def _base(self, plan: TrainingPlan) -> Version:
         """Return the version before, ready for the plan's optimizer: one with other slots starts anew."""
@@ -157,6 +174,10 @@ class _Replayer:
         at = int(np.flatnonzero(found.view(np.uint32) != stored.view(np.uint32))[0])
         leaf = self._layout.leaf_at(at)
         return f"{leaf.name!r} at its element {at - leaf.offset}: {found[at]!r} again, {stored[at]!r} in the store"
+
+
+def _numbers(ref: VersionRef) -> tuple[str, str, int]:
+    return ref.weights_sha256, ref.optimizer_sha256, ref.optimizer_step
 
 
 def _ref(entry: Entry) -> VersionRef:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.journal import Head, Journal
+from flsys_ray.cloud.journal import ROUND_ENDS, Head, Journal
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
@@ -24,6 +24,8 @@ def model_info(
         version=head.version.number if head.version else None,
         program_sha256=head.program_sha256,
         weights_sha256=head.version.weights_sha256 if head.version else None,
+        serving=head.serving,
+        promoted=head.promoted is not None,
         parameters=parameters,
         open_round=open_round,
         rounds_closed=head.round,
@@ -80,5 +82,5 @@ def _newest_first(journal: Journal, since: int) -> Iterator[RoundInfo]:
             entry.head.round <= since
         ):  # the round that was open then, `since` or an earlier one: nothing older is wanted
             return
-        if entry.kind == "closed" and entry.head.last_round is not None:
+        if entry.kind in ROUND_ENDS and entry.head.last_round is not None:
             yield entry.head.last_round

@@ -15,7 +15,8 @@ from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.evaluations import check_evaluation
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
-from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
+from flsys_ray.cloud.model import create_model
+from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
@@ -155,7 +156,7 @@ class Cloud:
         return await handle.info()
 
     async def act(self, app_id: str, model: str, action: Action) -> ModelInfo:
-        """Start, pause, resume or stop a model."""
+        """Start, pause, resume, stop or archive a model."""
         self.check_owner(app_id, model)
         handle = self.hosts.model(model)
         await handle.act(action)
@@ -167,9 +168,25 @@ class Cloud:
         self.check_owner(app_id, model)
         return await self.hosts.model(model).info()
 
-    async def models(self, app_id: str) -> ModelsReply:
-        """Return the app's models, by name."""
-        return ModelsReply(models=await self._infos([name for name in self._names() if self._is_app_of(app_id, name)]))
+    async def promote(self, app_id: str, model: str, version: int | None) -> ModelInfo:
+        """Use a version for inference; None: always the newest. Raises `NotFound`, `Conflict`."""
+        self.check_owner(app_id, model)
+        handle = self.hosts.model(model)
+        await handle.promote(version)
+        return await handle.info()
+
+    async def rollback(self, app_id: str, model: str, version: int) -> ModelInfo:
+        """Have a model go on from an older version. Raises `NotFound`, `Conflict`."""
+        self.check_owner(app_id, model)
+        handle = self.hosts.model(model)
+        await handle.rollback(version)
+        self.standings.forget(model)
+        return await handle.info()
+
+    async def models(self, app_id: str, *, archived: bool = False) -> ModelsReply:
+        """Return the app's models, by name; archived ones only if they are asked for."""
+        found = await self._infos([name for name in self._names() if self._is_app_of(app_id, name)])
+        return ModelsReply(models=[info for info in found if archived or info.state != "archived"])
 
     async def rounds(self, app_id: str, model: str, since: int = 0) -> RoundsReply:
         """Return a model's rounds that are over, from number `since` on."""
@@ -195,10 +212,10 @@ class Cloud:
     # Objects that never change -----------------------------------------------------------------------------------
 
     async def version(self, app_id: str, model: str, number: int | None) -> VersionInfo:
-        """Return a version's manifest; None asks for the newest. Raises `NotFound`."""
+        """Return a version's manifest; None asks for the one that serves. Raises `NotFound`."""
         self.check_owner(app_id, model)
         if number is None:
-            number = (await self.hosts.model(model).info()).version
+            number = (await self.hosts.model(model).info()).serving
         if number is None:
             raise NotFound(f"model {model!r} has not started: it has no version yet")
         if number > MAX_VERSION:
@@ -246,6 +263,7 @@ class Cloud:
                 url=f"/v1/assignments/{work.assignment_id}/update", max_bytes=max_update_bytes(offer.parameters)
             ),
             deadline_s=max(0.0, work.deadline - self.clock()),
+            serving=offer.serving,
         )
 
     def _is_app_of(self, app_id: str, model: str) -> bool:

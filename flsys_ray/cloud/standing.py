@@ -95,8 +95,9 @@ class Standings:
         if not standing.open:
             return False
         staleness = standing.round_plan.pacing.staleness
-        rounds = range(standing.head.round - (staleness.max_staleness if staleness else 0), standing.head.round + 1)
-        keys = [key for round_ in rounds if round_ >= 0 for key in self._store.list(places.updates(model, round_))]
+        oldest = standing.head.round - (staleness.max_staleness if staleness else 0)
+        rounds = range(max(oldest, standing.head.restored_round), standing.head.round + 1)
+        keys = [key for round_ in rounds for key in self._store.list(places.updates(model, round_))]
         if staleness is None or not keys:
             return bool(keys)
         return not {places.owner_of(key)[0] for key in keys} <= self._held(model, rounds.start)

@@ -44,13 +44,18 @@ def create(
 
 
 @group.command("list")
-def list_(url: Url = None, app_key: AppKey = None, as_json: AsJson = False) -> None:
+def list_(
+    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    url: Url = None,
+    app_key: AppKey = None,
+    as_json: AsJson = False,
+) -> None:
     """List the app's models, and the built-in ones when no key is given."""
     if not app_key:
         _list_builtin(as_json=as_json)
         return
     with developer(url, app_key) as cloud:
-        models = cloud.models()
+        models = cloud.models(archived=archived)
     if as_json:
         print_json([model.model_dump(mode="json") for model in models])
         return
@@ -131,6 +136,38 @@ def stop(name: str, url: Url = None, app_key: AppKey = None, as_json: AsJson = F
 
 
 @group.command()
+def archive(name: str, url: Url = None, app_key: AppKey = None, as_json: AsJson = False) -> None:
+    """Put a draft or a finished model away: it leaves the list, its versions stay."""
+    _act(name, "archive", url, app_key, as_json=as_json)
+
+
+@group.command()
+def promote(
+    name: str,
+    version: Annotated[str, typer.Option(help="A number, or `latest`: always the newest.")],
+    url: Url = None,
+    app_key: AppKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the version that inference uses, in the cloud and on phones."""
+    with developer(url, app_key) as cloud:
+        _show(cloud.promote(name, None if version == "latest" else _number(version)), as_json=as_json)
+
+
+@group.command()
+def rollback(
+    name: str,
+    version: Annotated[int, typer.Option(min=0, help="The version to go on from.")],
+    url: Url = None,
+    app_key: AppKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on from an older version: the next one has its parameters. The open round is given up."""
+    with developer(url, app_key) as cloud:
+        _show(cloud.rollback(name, version), as_json=as_json)
+
+
+@group.command()
 def evaluate(
     name: str,
     data: Annotated[str, typer.Option(help="A data set; see `flsys data list`.")],
@@ -189,6 +226,8 @@ def _show(info: ModelInfo, *, as_json: bool) -> None:
         return
     state, version = info.state, "no version yet" if info.version is None else f"version {info.version}"
     console.print(f"{info.model}: {state}, {version}")
+    if info.promoted:
+        console.print(f"inference uses version {info.serving}")
     if info.open_round is not None:
         counters = info.open_round.counters
         console.print(

@@ -225,6 +225,10 @@ class Coordinator:
         self._open_next(commit, following, now)
         return summary
 
+    def abandon(self, now: float) -> RoundSummary:
+        """Return how the open round ends when it is given up. Nothing may be asked of this coordinator any more."""
+        return self._summary(None, 0, now)
+
     # Snapshot ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:

@@ -37,11 +37,15 @@ class Versions:
         """Whether all files of an assignment are on the phone."""
         return self._path(message.program.sha256, message.weights.sha256) is not None
 
+    def holds(self, held: HeldVersion) -> bool:
+        """Whether both files of a version are on the phone: its program may have been evicted."""
+        return self._path(held.program_sha256, held.weights_sha256) is not None
+
     def fetch(self, message: AssignmentMessage) -> None:
-        """Download what an assignment needs; its base version becomes the newest at hand if it is."""
+        """Download what an assignment needs; its base version becomes the newest at hand if it is, and serves."""
         self._fetch(message.program.url, message.program.sha256, message.weights.url, message.weights.sha256)
         held = self.journal.held(message.model)
-        if held is None or held.version <= message.version:
+        if message.serving and (held is None or held.version <= message.version):
             self._hold(message.model, message.version, message.weights.sha256, message.program.sha256)
 
     def refresh(self, model: str) -> bool:

@@ -19,6 +19,8 @@ from flsys_ray.wire.schemas import (
     Name,
     OverviewReply,
     PlanRequest,
+    PromoteRequest,
+    RollbackRequest,
     RoundsReply,
     VersionInfo,
     VersionsReply,
@@ -26,6 +28,7 @@ from flsys_ray.wire.schemas import (
 
 router = APIRouter(prefix="/v1", tags=["developers"])
 Since = Annotated[int, Query(ge=0, le=MAX_COUNT, description="only rounds from this number on")]
+Archived = Annotated[bool, Query(description="archived models too")]
 
 
 @router.post("/apps", status_code=status.HTTP_201_CREATED, dependencies=[OperatorCall], tags=["operators"])
@@ -35,9 +38,9 @@ async def create_app(cloud: TheCloud, body: CreateApp) -> AppCreated:
 
 
 @router.get("/models")
-async def list_models(cloud: TheCloud, app_id: AppCall) -> ModelsReply:
+async def list_models(cloud: TheCloud, app_id: AppCall, *, archived: Archived = False) -> ModelsReply:
     """List the app's models."""
-    return await cloud.models(app_id)
+    return await cloud.models(app_id, archived=archived)
 
 
 @router.put("/models/{model}", responses={201: {"model": ModelInfo}})
@@ -63,14 +66,26 @@ async def infer(cloud: TheCloud, app_id: AppCall, request: Request, model: Name,
     return reply
 
 
+@router.post("/models/{model}/promote")
+async def promote(cloud: TheCloud, app_id: AppCall, model: Name, body: PromoteRequest) -> ModelInfo:
+    """Pin the version that inference uses, in the cloud and on phones; null: the newest again."""
+    return await cloud.promote(app_id, model, body.version)
+
+
+@router.post("/models/{model}/rollback")
+async def rollback(cloud: TheCloud, app_id: AppCall, model: Name, body: RollbackRequest) -> ModelInfo:
+    """Give the open round up, and make the next version of an older one's parameters: training goes on from there."""
+    return await cloud.rollback(app_id, model, body.version)
+
+
 @router.post("/models/{model}/{action}")
 async def act(
     cloud: TheCloud,
     app_id: AppCall,
     model: Name,
-    action: Annotated[Literal["start", "pause", "resume", "stop"], Path()],
+    action: Annotated[Literal["start", "pause", "resume", "stop", "archive"], Path()],
 ) -> ModelInfo:
-    """Start (which opens version 0), pause, resume or stop a model."""
+    """Start (which opens version 0), pause, resume or stop a model, or archive one that does not train."""
     return await cloud.act(app_id, model, action)
 
 

@@ -74,7 +74,7 @@ async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, mod
 async def get_version(
     cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, number: VersionNumber
 ) -> Response:
-    """Download a version's parameters: by number it never changes; `latest` is the newest. `Range` resumes."""
+    """Download a version's parameters: by number it never changes; `latest` is the one that serves. `Range` resumes."""
     info = await cloud.version(app_id, model, None if number == "latest" else int(number))
     headers = {"Flsys-Version": str(info.version), "Flsys-Program": info.program_sha256}
     digest = info.weights_sha256

@@ -17,7 +17,7 @@ ASSIGNMENT_HEADER = "Flsys-Assignment"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-State = Literal["draft", "training", "paused", "finished"]
+State = Literal["draft", "training", "paused", "finished", "archived"]
 
 
 class Message(BaseModel):
@@ -117,6 +117,9 @@ class AssignmentMessage(Message):
     local: LocalTraining
     upload: UploadLink
     deadline_s: float = Field(description="seconds from now")
+    serving: bool = Field(
+        default=True, description="the base version is fit for inference: no other one has been promoted"
+    )
 
 
 class Rejection(Message):
@@ -185,6 +188,18 @@ class PlanRequest(Message):
     plan: TrainingPlan = TrainingPlan()
 
 
+class PromoteRequest(Message):
+    """Which version inference uses from now on; null: always the newest."""
+
+    version: int | None = Field(ge=0, lt=10**9)
+
+
+class RollbackRequest(Message):
+    """Which version training goes on from."""
+
+    version: int = Field(ge=0, lt=10**9)
+
+
 class RoundCounters(Message):
     """The cohort funnel: assigned = counted + late + given_back + pending."""
 
@@ -226,6 +241,8 @@ class ModelInfo(Message):
     version: int | None
     program_sha256: Sha256 | None
     weights_sha256: Sha256 | None
+    serving: int | None = Field(None, description="the version that inference uses: the newest, or a promoted one")
+    promoted: bool = Field(default=False, description="`serving` is pinned and does not follow the newest version")
     parameters: int | None
     open_round: OpenRound | None
     rounds_closed: int
@@ -280,6 +297,7 @@ class VersionInfo(Message):
     round: int | None
     committed_at: float
     updates: list[UpdateLine]
+    restored_from: int | None = Field(None, description="the older version whose parameters it has, after a rollback")
 
 
 class VersionsReply(Message):

@@ -1,0 +1,32 @@
+"""What a model answers to a device that checks in."""
+
+from dataclasses import dataclass
+
+from flsys_ray.core.plan import Eligibility, LocalTraining
+from flsys_ray.core.scheduling.base import Demand
+from flsys_ray.core.types import Assignment, Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An assignment, and all that the device must be told with it.
+
+    `serving`: the base version is fit for inference too, since no other one has been promoted.
+    """
+
+    assignment: Assignment
+    program_sha256: str
+    plan_sha256: str
+    weights_sha256: str
+    parameters: int
+    local: LocalTraining
+    serving: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CheckInAnswer:
+    """What one model has for a device that checks in."""
+
+    outcome: Offer | Rejected
+    eligibility: Eligibility
+    demand: Demand | None = None
