@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 import flsys_ray
-from flsys_ray.commands import apps, cloud, data, demo, devices, models, replay
+from flsys_ray.commands import apps, cloud, data, demo, devices, models, replay, tensorboard, watch
 from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
-EXTRAS = {"ray": "cloud", "ai_edge_litert": "device", "tensorflow": "keras", "keras": "keras"}
+EXTRAS = {"ray": "cloud", "ai_edge_litert": "device", "tensorflow": "keras", "keras": "keras", "tensorboardX": "board"}
 
 app = typer.Typer(
     name="flsys",
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(cloud.up)
 app.command()(cloud.down)
+app.command()(watch.watch)
+app.command()(tensorboard.tensorboard)
 app.command()(replay.replay)
 app.add_typer(apps.group, name="app")
 app.add_typer(models.group, name="models")

@@ -22,6 +22,7 @@ from flsys_ray.wire.schemas import (
     InferReply,
     ModelInfo,
     ModelsReply,
+    OverviewReply,
     RoundInfo,
     RoundsReply,
     VersionInfo,
@@ -91,6 +92,14 @@ class DeveloperClient:
     def rounds(self, model: str, since: int = 0) -> list[RoundInfo]:
         """List the rounds that are over, from number `since` on."""
         return self._json(RoundsReply, "GET", f"/v1/models/{model}/rounds", params={"since": since}).rounds
+
+    def overview(self) -> list[ModelInfo]:
+        """List the models of all apps (operator's key)."""
+        return self._json(OverviewReply, "GET", "/v1/overview").models
+
+    def overview_rounds(self, model: str, since: int = 0) -> list[RoundInfo]:
+        """List the rounds of any app's model that are over, from number `since` on (operator's key)."""
+        return self._json(RoundsReply, "GET", f"/v1/overview/{model}/rounds", params={"since": since}).rounds
 
     def versions(self, model: str) -> list[int]:
         """List the versions."""

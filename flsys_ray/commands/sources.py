@@ -1,0 +1,79 @@
+"""Where commands that look at rounds read them: a cloud, with an app's key or the operator's, or a store by itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.journal import Journal
+from flsys_ray.cloud.reports import closed_rounds
+from flsys_ray.commands.options import client
+from flsys_ray.commands.state import kept_operator_key
+from flsys_ray.developer import DeveloperClient
+from flsys_ray.errors import InvalidInput, NotFound
+from flsys_ray.storage.base import ObjectStore
+from flsys_ray.wire.schemas import ModelInfo, RoundInfo
+
+
+class Rounds(Protocol):
+    """Rounds that are over."""
+
+    def closed(self) -> dict[str, int]:
+        """Return how many rounds of each model are over."""
+
+    def rounds(self, model: str, since: int) -> list[RoundInfo]:
+        """Return those of a model from number `since` on, oldest first."""
+
+
+class CloudView:
+    """What one key shows of a cloud: the models of its app, or with the operator's key those of all apps."""
+
+    def __init__(self, cloud: DeveloperClient, *, operator: bool) -> None:
+        self._cloud = cloud
+        self._operator = operator
+
+    def models(self) -> list[ModelInfo]:
+        """Return the models as they are now, by name."""
+        return self._cloud.overview() if self._operator else self._cloud.models()
+
+    def closed(self) -> dict[str, int]:
+        """Return how many rounds of each model are over."""
+        return {info.model: info.rounds_closed for info in self.models()}
+
+    def rounds(self, model: str, since: int) -> list[RoundInfo]:
+        """Return a model's rounds that are over, from number `since` on."""
+        return (self._cloud.overview_rounds if self._operator else self._cloud.rounds)(model, since)
+
+
+class StoreView:
+    """Rounds as the store has them, cloud or no cloud. It only reads: whoever owns a model goes on owning it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def closed(self) -> dict[str, int]:
+        """Return how many rounds of each model are over."""
+        found = {}
+        for key in self._store.list(places.CATALOG):
+            model = key.rpartition("/")[2].removesuffix(".json")
+            try:
+                found[model] = Journal(self._store, model).read_tail().head.round
+            except NotFound:  # its name is taken, its log not written yet
+                continue
+        return found
+
+    def rounds(self, model: str, since: int) -> list[RoundInfo]:
+        """Return a model's rounds that are over, from number `since` on."""
+        journal = Journal(self._store, model)
+        journal.read_tail()
+        return closed_rounds(journal, since)
+
+
+@contextmanager
+def cloud_view(url: str | None, app_key: str | None, operator_key: str | None) -> Iterator[CloudView]:
+    """Yield what the app's key shows, else the operator's. Raises `InvalidInput` without either."""
+    key = app_key or operator_key or kept_operator_key()
+    if not key:
+        raise InvalidInput("no key: give --app-key or --operator-key, or set FLSYS_APP_KEY or FLSYS_OPERATOR_KEY")
+    with client(url, key) as cloud:
+        yield CloudView(cloud, operator=not app_key)
