@@ -68,6 +68,7 @@ def test_the_update_is_the_delta_of_a_training_by_hand(tmp_path, cloud):
     header = json.loads(entry.bodies[0][8 : 8 + int.from_bytes(entry.bodies[0][:8], "little")])
     assert header["__metadata__"]["num_examples"] == str((~held).sum())
     assert float(header["__metadata__"]["loss"]) == expected.loss
+    assert header["__metadata__"]["num_steps"] == str(expected.steps)
     assert entry.metrics.count == held.sum()
     assert entry.metrics.loss_sum == pytest.approx(held.sum() * np.log(3), rel=1e-5)
 
