@@ -1,7 +1,8 @@
 """The phone's local database: one SQLite file, readable by its owner only.
 
-Everything that a phone must remember over a kill is here: identity, consent, assignments and finished deltas, and the
-examples. Raw data never leaves it: the code that talks to the network (`client`, `download`) is given no database.
+Everything that a phone must remember over a kill is here: identity, consent, assignments and finished deltas, the
+examples, and personal parameters. Raw data never leave it: the code that talks to the network (`client`, `download`) is
+given no database.
 
 A transaction is durable when it returns (WAL, `synchronous=FULL`); deleted content is overwritten (`secure_delete`).
 """
@@ -15,7 +16,17 @@ from pathlib import Path
 
 from flsys_ray.errors import Conflict
 
-FORMAT = 1
+FORMAT = 2
+
+# Since format 2.
+_PERSONAL = """
+CREATE TABLE personal (
+    model TEXT PRIMARY KEY,
+    version INTEGER NOT NULL, weights_sha256 TEXT NOT NULL, program_sha256 TEXT NOT NULL,  -- compared with this one
+    parameters BLOB,                         -- safetensors; NULL: the shared version is at least as good
+    personal_correct INTEGER, shared_correct INTEGER, held_out INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
 
 _SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -74,9 +85,9 @@ class Database:
         found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
         if found > FORMAT:
             raise Conflict(f"the phone's database has format {found}, this program reads up to {FORMAT}: update it")
-        if found == 0:
-            script = f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={FORMAT};COMMIT;"
-            self._connection.executescript(script)
+        if found < FORMAT:
+            script = _PERSONAL if found == 1 else _SCHEMA + _PERSONAL
+            self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={FORMAT};COMMIT;")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ not heard of yet. A settled assignment is remembered, so that an old message can
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from flsys_ray.core.plan import Eligibility
+from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.device.database import Database, Row
 from flsys_ray.wire.schemas import AssignmentMessage, CheckInReply, EvaluationRequest, GiveBackRequest
 
@@ -100,8 +100,14 @@ class Journal:
                 )
                 for item in reply.assignments
             )
-            self.database.set_settings({"next_check_in_at": next_check_in_at})
+            habits = {f"local:{item.model}": item.local.model_dump_json() for item in reply.assignments}
+            self.database.set_settings({"next_check_in_at": next_check_in_at, **habits})
         return new
+
+    def local(self, model: str) -> LocalTraining:
+        """Return the local hyper-parameters of the newest assignment; a plan's default before the first one."""
+        found = self.database.setting(f"local:{model}")
+        return LocalTraining.model_validate_json(str(found)) if found else LocalTraining()
 
     def open_assignments(self) -> list[OpenAssignment]:
         """Return what is not settled, the nearest deadline first."""
@@ -172,11 +178,18 @@ class Journal:
         """Another cloud, another identity: drop what belongs to the old one. Examples and consent stay."""
         with self.database.transaction():
             self.database.write("DELETE FROM assignments")
+            self.database.write("DELETE FROM personal")
             self.database.write(
                 "UPDATE models SET version = NULL, weights_sha256 = NULL, program_sha256 = NULL, refreshed_at = 0,"
                 " eligibility = NULL"
             )
             self.database.set_settings({"device_id": None, "token": None, "next_check_in_at": None, "failures": None})
+
+    def count_traffic(self, up_bytes: int, down_bytes: int) -> None:
+        """Add to the bytes since the installation."""
+        with self.database.transaction():
+            for key, more in (("bytes_up", up_bytes), ("bytes_down", down_bytes)):
+                self.database.set_settings({key: int(self.database.setting(key) or 0) + more})
 
     # Models -------------------------------------------------------------------------------------------------------
 
@@ -186,12 +199,13 @@ class Journal:
         return bool(found and found[0])
 
     def set_consent(self, model: str, *, granted: bool) -> None:
-        """Record the user's decision; a withdrawal ends open work in the same transaction."""
+        """Record the user's decision; a withdrawal ends open work and deletes personal parameters with it."""
         with self.database.transaction():
             self._touch(model)
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
+                self.database.write("DELETE FROM personal WHERE model = ?", (model,))
 
     def eligibility(self, model: str) -> Eligibility:
         """Return the newest known eligibility of the model's plan; a plan's default before the first check-in."""

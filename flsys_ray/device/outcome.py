@@ -14,6 +14,7 @@ Kind = Literal[
     "given-back",  # `detail`: the reason
     "late",
     "refused",  # `detail`: what the cloud said
+    "personalised",  # own parameters were made or compared again; `detail`: which answer now, or why there are none
     "refreshed",  # a newer version for inference is on the phone
     "waiting",  # nothing to do; `detail` stays on the phone
     "paused",

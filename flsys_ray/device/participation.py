@@ -5,8 +5,9 @@ between any two lines: the next `step`, in a new process, reads the journal and 
 
     no identity         enrol
     open work           deliver what is finished, give back what is hopeless, download, train
-    nothing open        check in, if the phone is eligible and the cloud's time to come back is there
-    nothing to do       fetch the newest version, for inference, if the one at hand has become old
+    nothing open        fetch the newest version, for inference, if the one at hand has become old
+                        compare a new one with the phone's own parameters; with the habit, personalise it
+                        check in, if the phone is eligible and the cloud's time to come back is there
 """
 
 import sqlite3
@@ -20,7 +21,8 @@ from flsys_ray.device.delivery import deliver
 from flsys_ray.device.examples import ExampleStore
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
-from flsys_ray.device.outcome import Outcome
+from flsys_ray.device.outcome import Kind, Outcome
+from flsys_ray.device.personal import Personaliser
 from flsys_ray.device.trainer import LocalResult, train_assignment
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import FlsysError, TryLater, Unauthenticated
@@ -40,6 +42,7 @@ class Habits:
         min_new_examples: examples that must have come since the last training; 0: train on the same ones again.
         max_starts: an assignment whose training was killed so often is given back.
         backoff_s, max_backoff_s: the first and the longest wait after failures, drawn with full jitter.
+        personalise: train each new version further for this phone alone, and use the result where it is better.
     """
 
     recheck_s: float = 60.0
@@ -48,6 +51,7 @@ class Habits:
     max_starts: int = 3
     backoff_s: float = 5.0
     max_backoff_s: float = 900.0
+    personalise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Participation:
     versions: Versions
     conditions: ConditionsSource
     clock: Clock
+    personaliser: Personaliser
     habits: Habits = Habits()
     interrupt: threading.Event = field(default_factory=threading.Event)
 
@@ -88,7 +93,8 @@ class Participation:
             return Outcome("enrolled", now, now)
         if items:
             return self._first_that_moves(items, stopping)
-        return self._check_in(now) or self._refresh(now) or self._wait(now)
+        # Check-ins come as often as the cloud asks: what comes rarely goes before them, or would never have its turn.
+        return self._refresh(now) or self._personalise(now, stopping) or self._check_in(now) or self._wait(now)
 
     def _first_that_moves(self, items: Sequence[OpenAssignment], stopping: Callable[[], bool]) -> Outcome:
         """One model's troubles must not hold up another's work."""
@@ -211,6 +217,21 @@ class Participation:
         next_check_in_at = now + min(reply.retry_after_s, LONGEST_WAIT_S) * (1.0 + 0.1 * client.jitter())
         new = self.journal.record_check_in(reply, now, next_check_in_at)
         return Outcome("checked-in", now, now if new else next_check_in_at, detail=str(new))
+
+    def _personalise(self, now: float, stopping: Callable[[], bool]) -> Outcome | None:
+        for model in self.models:
+            held, own = self.journal.held(model), self.personaliser
+            if held is None or not own.due(model, held, automatic=self.habits.personalise):
+                continue
+            starts = f"personalising:{model}:{held.weights_sha256}"
+            started = int(self.journal.database.setting(starts) or 0)
+            self.journal.database.set_settings({starts: started + 1})
+            trains = self.habits.personalise and started < self.habits.max_starts  # one that kills the phone ends too
+            found = own.personalise(model, held, None, stopping) if trains else own.compare(model, held)
+            self.journal.database.set_settings({starts: None})
+            kind: Kind = "interrupted" if found.refusal == "interrupted" else "personalised"
+            return Outcome(kind, now, now, model, detail=found.refusal or ("personal" if found.personal else "shared"))
+        return None
 
     def _refresh(self, now: float) -> Outcome | None:
         for model in self.models:

@@ -11,10 +11,8 @@ out of it. A phone may be killed at any moment: opened again on the same folder,
 """
 
 import contextlib
-import fcntl
 import math
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import httpx2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flsys_ray.core.plan import LocalTraining
 from flsys_ray.data.windows import WindowCutter
 from flsys_ray.device.client import CloudClient, Jitter
 from flsys_ray.device.clock import Clock, SystemClock
@@ -33,14 +32,16 @@ from flsys_ray.device.configuration import PhoneConfig, Shared
 from flsys_ray.device.database import Database
 from flsys_ray.device.download import FileCache
 from flsys_ray.device.examples import Example, ExampleStore
+from flsys_ray.device.folder import lock_folder
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import HeldVersion, Journal
 from flsys_ray.device.outcome import Outcome
 from flsys_ray.device.participation import Participation
+from flsys_ray.device.personal import Personalisation, Personaliser, personal_accuracy, shared_accuracy
 from flsys_ray.device.status import Inference, ModelStatus, PhoneStatus
 from flsys_ray.device.trainer import infer
 from flsys_ray.device.versions import Versions
-from flsys_ray.errors import Conflict, FlsysError, InvalidInput, NotFound
+from flsys_ray.errors import FlsysError, InvalidInput, NotFound
 
 Used = TypeVar("Used")
 _GLANCE_S = 5.0
@@ -66,7 +67,7 @@ class Phone:
         self._clock = clock or SystemClock()
         self._shared = shared or Shared()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = _lock(folder)
+        self._lock_file = lock_folder(folder)
         try:
             self._database = Database(folder / "phone.db")
         except BaseException:
@@ -97,6 +98,7 @@ class Phone:
         files = shared.program_files or FileCache(self._folder / "programs", config.program_cap_bytes)
         weights = FileCache(self._folder / "weights")
         self._versions = Versions(self._identity, self._journal, self._clock, files, weights, shared.programs)
+        self._personaliser = Personaliser(self._journal, self._examples, self._versions, conditions, self._clock)
         self._participation = Participation(
             models=config.models,
             identity=self._identity,
@@ -105,6 +107,7 @@ class Phone:
             versions=self._versions,
             conditions=conditions,
             clock=self._clock,
+            personaliser=self._personaliser,
             habits=config.habits,
         )
 
@@ -116,7 +119,7 @@ class Phone:
 
     def close(self) -> None:
         """Close the phone; open work is resumed by the next `Phone` on this folder."""
-        self._participation.interrupt.set()
+        self._wake()
         if self._own_http:
             self._http.close()
         self._database.close()
@@ -138,7 +141,7 @@ class Phone:
         """Record the user's decision about training `model` on their data. Without one nothing is trained.
 
         A withdrawal stops a running training, deletes an update that has not been uploaded, and gives the assignment
-        back.
+        back; the model's personal parameters are deleted.
         """
         self._check(model)
         self._journal.set_consent(model, granted=granted)
@@ -274,7 +277,7 @@ class Phone:
     # Inference ----------------------------------------------------------------------------------------------------
 
     def refresh(self, model: str) -> int:
-        """Have the newest version on the phone; return its number.
+        """Have the newest version on the phone, compared with personal parameters if there are any; return its number.
 
         Raises:
             NotFound: the cloud has no such model, or no version of it yet.
@@ -283,10 +286,26 @@ class Phone:
         self._check(model)
         self._versions.refresh(model)
         held = self._journal.held(model)
+        if held is not None and self._personaliser.due(model, held, automatic=False):
+            self._personaliser.compare(model, held)
         return held.version if held else 0
 
+    def personalise(
+        self, model: str, *, local: LocalTraining | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> Personalisation:
+        """Train the newest version at hand further for this phone alone, and use what is better on its held-out part.
+
+        Asks the same of consent and conditions as training, between steps too; what stood against it is in `refusal`.
+        `local` is by default that of the newest assignment. The result never leaves the phone.
+
+        Raises:
+            NotFound, TryLater: no version is on the phone, and none can be had now.
+        """
+        self._check(model)
+        return self._with_version(model, lambda held: self._personaliser.personalise(model, held, local, should_stop))
+
     def infer(self, model: str, x: NDArray[Any], *, max_age_s: float | None = None) -> Inference:
-        """Run the newest version on one example or on N of them. Needs no consent: nothing is learnt, nothing leaves.
+        """Run the newest version, or personal parameters where they are better, on one example or N. Needs no consent.
 
         Works without a network once a version is on the phone: the newest that came by training or by `run`'s
         refreshing. With `max_age_s`, a version that was not checked for so long is refreshed first, if possible.
@@ -299,12 +318,7 @@ class Phone:
         return self._infer(model, lambda sha256: x, max_age_s)
 
     def infer_text(self, model: str, *texts: str, max_age_s: float | None = None) -> Inference:
-        """Run the newest version on texts, as `infer` does on examples.
-
-        Raises:
-            InvalidInput: the model takes no texts.
-            NotFound, TryLater: as `infer`.
-        """
+        """Run the newest version on texts, as `infer` does on examples. Raises `InvalidInput` if it takes none."""
         return self._infer(model, lambda sha256: self._ids(model, sha256, texts), max_age_s)
 
     def _infer(self, model: str, x_for: Callable[[str], NDArray[Any]], max_age_s: float | None) -> Inference:
@@ -317,9 +331,11 @@ class Phone:
 
         def run(held: HeldVersion) -> Inference:
             loaded = self._versions.load(held.program_sha256, held.weights_sha256)
-            scores = infer(loaded.program, loaded.weights, x_for(held.program_sha256))
+            own = self._personaliser.parameters(model, held)
+            scores = infer(loaded.program, own or loaded.weights, x_for(held.program_sha256))
             classes = loaded.program.manifest.classes
-            return Inference(model, held.version, scores, tuple(classes[int(i)] for i in scores.argmax(axis=1)))
+            labels = tuple(classes[int(i)] for i in scores.argmax(axis=1))
+            return Inference(model, held.version, scores, labels, own is not None)
 
         return self._with_version(model, run)
 
@@ -358,10 +374,12 @@ class Phone:
 
     def _wake(self) -> None:
         self._participation.interrupt.set()
+        self._personaliser.interrupt.set()
         self._woken.set()
 
     def _model_status(self, model: str, work: str | None) -> ModelStatus:
         held, record = self._journal.held(model), self._journal.training_record(model)
+        own = self._personaliser.record(model)
         return ModelStatus(
             model=model,
             consent=self._journal.consent(model),
@@ -370,29 +388,13 @@ class Phone:
             trainings=record.trainings,
             last_trained_at=record.last_trained_at,
             work=work,
+            personal=bool(own and own.parameters and own.is_about(held)),
+            personal_accuracy=personal_accuracy(own),
+            shared_accuracy=shared_accuracy(own),
         )
 
     def _count_traffic(self) -> None:
         traffic = self._client.traffic
         if traffic.up_bytes or traffic.down_bytes:
-            up = int(self._database.setting("bytes_up") or 0) + traffic.up_bytes
-            down = int(self._database.setting("bytes_down") or 0) + traffic.down_bytes
+            self._journal.count_traffic(traffic.up_bytes, traffic.down_bytes)
             traffic.up_bytes = traffic.down_bytes = 0
-            self._database.set_settings({"bytes_up": up, "bytes_down": down})
-
-
-def _lock(folder: Path) -> int:
-    """Hold the folder until this process ends: two phones on one database would train the same assignment twice."""
-    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise Conflict(f"the phone folder {folder.name!r} is open elsewhere: close that phone first") from error
-    return descriptor
-
-
-def erase_folder(folder: Path) -> None:
-    """Uninstall: delete everything that a closed phone left on the disk."""
-    os.close(_lock(folder))
-    shutil.rmtree(folder)

@@ -10,7 +10,11 @@ from flsys_ray.device.examples import ExampleCounts
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model on this phone. `work`: the state of its open assignment, None if it has none."""
+    """One model on this phone. `work`: the state of its open assignment, None if it has none.
+
+    `personal`: whether the phone's own parameters answer `infer`. Both accuracies are on its own held-out examples, as
+    of the newest comparison; None before the first one.
+    """
 
     model: str
     consent: bool
@@ -19,6 +23,9 @@ class ModelStatus:
     trainings: int
     last_trained_at: float | None
     work: str | None
+    personal: bool = False
+    personal_accuracy: float | None = None
+    shared_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,13 @@ class PhoneStatus:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inference:
-    """Scores [N, C] (probabilities), the class with the highest one for each of the N, and the version that said so."""
+    """Scores [N, C] (probabilities), the class with the highest one for each of the N, and the version that said so.
+
+    `personal`: it was that version as personalised on this phone, or an earlier one that is still better here.
+    """
 
     model: str
     version: int
     scores: NDArray[np.float32]
     labels: tuple[str, ...]
+    personal: bool = False
