@@ -50,7 +50,7 @@ MODEL = BuiltinModel(
     build=build,
     plan={
         "pacing": {"name": "rounds", "cohort": 50, "deadline_s": 60},
-        "server_optimizer": {"name": "adam", "learning_rate": 0.05},
+        "server_optimizer": {"name": "adam", "learning_rate": 0.03},
         "local": {"epochs": 3, "learning_rate": 1.0},
         "eligibility": {"min_examples": 1},
     },

@@ -42,7 +42,7 @@ class BagOfWords:
         return np.stack([1 - positive, positive], axis=1).astype(np.float32)
 
     def _counts(self, x):
-        return np.stack([np.bincount(row, minlength=TOKENIZER.buckets)[: TOKENIZER.buckets] for row in x]) * 1.0
+        return np.stack([np.bincount(row[row > 0], minlength=TOKENIZER.buckets) for row in x]) * 1.0
 
 
 def program(assets):
