@@ -29,6 +29,7 @@ class Place:
     address: str | None = None
     replicas: int = 1
     idle_s: float = IDLE_S
+    metrics_port: int | None = None
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def deploy(place: Place, operator_key: str) -> str:
     """Start or update the cloud and return its URL."""
     store = open_store(place.store)
     set_operator_key(store, operator_key)
-    _connect(place.address)
+    _connect(place.address, place.metrics_port)
     serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": place.port})
     args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s)
     serve.run(build(args), name=APPLICATION, route_prefix="/")
@@ -66,7 +67,7 @@ def remove(address: str, store_uri: str) -> None:
             continue  # it was not active
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, metrics_port: int | None = None) -> None:
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
         return
@@ -79,6 +80,7 @@ def _connect(address: str | None) -> None:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=OBJECT_STORE_BYTES,
+        _metrics_export_port=metrics_port,
     )
 
 

@@ -108,6 +108,7 @@ class Page:
         """Save the whole page as PNG."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         target.write_bytes(base64.b64decode(shot["data"]))
 

@@ -24,6 +24,10 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: one of its own.")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="How many HTTP replicas.")] = 1,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port; default: Ray picks one."),
+    ] = None,
     operator_key: OperatorKey = None,
 ) -> None:
     """Start the cloud. Prints `ready URL` when it answers, and stays until `flsys down` or Ctrl-C."""
@@ -32,13 +36,19 @@ def up(
         raise Conflict(f"a cloud is up already at {found.url}: `flsys down` first")
     if address is None:
         _check_port(host, port)
+        if metrics_port is not None:
+            _check_port(host, metrics_port)
+    elif metrics_port is not None:
+        raise InvalidInput("--metrics-port is of a Ray that `flsys up` starts: give it to `ray start` instead")
     place_store = store or state.default_store()
     key = state.operator_key(operator_key)
 
     from serve_apps.up import Place, cloud
 
     stop = threading.Event()
-    place = Place(store=place_store, host=host, port=port, address=address, replicas=replicas)
+    place = Place(
+        store=place_store, host=host, port=port, address=address, replicas=replicas, metrics_port=metrics_port
+    )
     with cloud(place, key) as url:
         pid = os.getpid() if address is None else None
         state.note(state.Running(url=url, store=place_store, pid=pid, address=address))

@@ -203,3 +203,19 @@ def test_nothing_committed_belongs_to_one_machine_or_registry() -> None:
         found += [f"{file.relative_to(ROOT)}: {match[0]}" for match in wrong.finditer(text)]
     found = [line for line in found if not line.startswith("tests/docs/test_docs.py")]
     assert not found, "\n".join(found)
+
+
+def test_the_page_of_series_is_the_codes() -> None:
+    from flsys_ray.cloud.meter import SERIES
+
+    text = (ROOT / "docs" / "seeing.md").read_text()
+    rows = re.findall(r"^\| `ray_(flsys_\w+)` \| (.*?) \| (.*) \|$", text, re.MULTILINE)
+    expected = [
+        (
+            series.name + ("_total" if series.kind == "counter" else ""),
+            ", ".join(f"`{label}`" for label in series.labels),
+            series.about,
+        )
+        for series in SERIES
+    ]
+    assert rows == expected
