@@ -33,6 +33,10 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/actor_memory.py
+	$(BIN)/python benchmarks/asynchronous.py
+	$(BIN)/python benchmarks/contention.py
+	$(BIN)/python benchmarks/isolation.py
+	$(BIN)/python benchmarks/many_models.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
 
