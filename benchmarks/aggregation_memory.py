@@ -43,7 +43,7 @@ def rules(liars: int) -> dict[str, object]:
         "trimmed_mean": "trimmed_mean",
         "q_fedavg": "q_fedavg",
         "geometric_median": "geometric_median",
-        "clipping, coordinate_median": {"name": "clipping", "inner": "coordinate_median"},
+        "clipping+coordinate_median": {"name": "clipping", "inner": "coordinate_median"},
         "krum": {"name": "krum", "f": liars},
         "multi_krum": {"name": "multi_krum", "f": liars},
         "bulyan": {"name": "bulyan", "f": liars},
