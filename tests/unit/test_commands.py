@@ -107,6 +107,13 @@ def test_a_damaged_note_is_no_cloud(text: str) -> None:
     assert state.running() is None
 
 
+def test_metrics_ports_of_a_running_cluster_are_rays(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = failed(capfd, monkeypatch, "up", "--address", "auto", "--metrics-port", "9090")
+    assert "give it to `ray start` instead" in line
+
+
 # Options ----------------------------------------------------------------------------------------------------------
 
 

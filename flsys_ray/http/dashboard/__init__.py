@@ -1,4 +1,4 @@
-"""`/dashboard`: one page, served as it lies in the package. It asks the API for what it shows, with the viewer's key."""
+"""`/dashboard`: one page, served as it lies in the package. It asks the API for all that it shows, with a key."""
 
 import base64
 import hashlib
