@@ -19,10 +19,12 @@ from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     PROGRAM,
     AppCreated,
+    CreateApp,
     InferReply,
     ModelInfo,
     ModelsReply,
     OverviewReply,
+    Quotas,
     RoundInfo,
     RoundsReply,
     VersionInfo,
@@ -56,9 +58,9 @@ class DeveloperClient:
         """Close the connections."""
         self._http.close()
 
-    def create_app(self, name: str) -> AppCreated:
-        """Register an app (operator's key). Asking again gives the same app key."""
-        return self._json(AppCreated, "POST", "/v1/apps", json={"name": name})
+    def create_app(self, name: str, quotas: Quotas | None = None) -> AppCreated:
+        """Register an app (operator's key). Asking again gives the same app key; quotas replace those that it had."""
+        return self._json(AppCreated, "POST", "/v1/apps", json=CreateApp(name=name, quotas=quotas).model_dump())
 
     def put_model(self, model: str, plan: TrainingPlan) -> ModelInfo:
         """Create a model, or give it a new plan from the next round on."""

@@ -20,7 +20,8 @@
     ├── TryLater                    try-later               503   `retry_after_s`
     │   ├── StoreUnavailable        store-unavailable       503
     │   │   └── StoreFull           store-full              507
-    │   └── OwnershipLost           ownership-lost          503
+    │   ├── OwnershipLost           ownership-lost          503
+    │   └── QuotaExceeded           quota-exceeded          429
     └── StoreRefusal                (never leaves the cloud)
         ├── AlreadyExists           a `put_new` found an object there
         ├── Changed                 a `swap` found another version there
@@ -178,6 +179,12 @@ class OwnershipLost(TryLater):
     """Another actor owns this model now: this one must stop."""
 
     code, status, title = "ownership-lost", 503, "The model moved to another actor"
+
+
+class QuotaExceeded(TryLater):
+    """An app has used up what the operator lets it use: models, bytes, or check-ins a minute."""
+
+    code, status, title = "quota-exceeded", 429, "The app has used up its quota"
 
 
 class StoreRefusal(FlsysError):

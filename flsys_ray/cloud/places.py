@@ -13,7 +13,7 @@
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
 
-Apart from the operator's key, which may change, nothing here is ever replaced: every object is made once.
+The operator's key and an app's quotas may change. Nothing else here is ever replaced: every object is made once.
 """
 
 SIGNING_KEY = "secrets/signing.json"

@@ -17,6 +17,7 @@ from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.model import create_model
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
+from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
@@ -37,6 +38,7 @@ from flsys_ray.wire.schemas import (
     ModelsReply,
     OverviewReply,
     ProgramLink,
+    Quotas,
     Rejection,
     RoundsReply,
     UploadLink,
@@ -74,6 +76,7 @@ class Cloud:
         self.meter = meter
         self.credentials = Credentials(store)
         self.standings = Standings(store, clock)
+        self.quotas = AppQuotas(store, self.standings, self._names_of, clock)
         self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
         self._owner = lru_cache(maxsize=10_000)(self._read_owner)
@@ -87,7 +90,14 @@ class Cloud:
         return self.credentials.enrol(app_id, installation_id, self.clock())
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
-        """Give a device what work there is, and say when to come back. A model that is down stops no other."""
+        """Give a device what work there is, and say when to come back. A model that is down stops no other.
+
+        Raises `QuotaExceeded`.
+        """
+        if self.quotas.is_fresh(device.app_id):
+            self.quotas.admit_check_in(device.app_id)
+        else:
+            await asyncio.to_thread(self.quotas.admit_check_in, device.app_id)
         answers = await self.checkins.ask(device, [candidacy.model for candidacy in request.models])
         assignments, rejections, waits = [], [], []
         for name, answer in answers.items():
@@ -126,13 +136,18 @@ class Cloud:
 
     # Developers --------------------------------------------------------------------------------------------------
 
-    def create_app(self, name: str) -> AppCreated:
-        """Register an app, or find it registered."""
-        put_same(self.store, check_key(places.app(name)), f'{{"app_id": "{name}"}}'.encode())
-        return AppCreated(app_id=name, key=self.credentials.app_key(name))
+    def create_app(self, name: str, quotas: Quotas | None = None) -> AppCreated:
+        """Register an app, or find it registered; quotas replace those that it had."""
+        kept = self.quotas.register(name, quotas)
+        return AppCreated(app_id=name, key=self.credentials.app_key(name), quotas=kept)
 
     async def put_model(self, app_id: str, model: str, plan: TrainingPlan) -> tuple[ModelInfo, bool]:
-        """Create a model, or give it a new plan. Returns it, and whether it is new."""
+        """Create a model, or give it a new plan. Returns it, and whether it is new.
+
+        Raises `Conflict`, `QuotaExceeded`.
+        """
+        if not self._is_app_of(app_id, model):
+            await asyncio.to_thread(self.quotas.admit_model, app_id)
         try:
             self.store.put_new(check_key(places.owner(model)), app_id.encode())
         except AlreadyExists:
@@ -146,13 +161,17 @@ class Cloud:
         return await handle.info(), created
 
     async def put_program(self, app_id: str, model: str, program: bytes) -> ModelInfo:
-        """Give a model its device program. Raises `ProgramInvalid`, `Conflict`."""
+        """Give a model its device program. Raises `ProgramInvalid`, `Conflict`, `QuotaExceeded`."""
         self.check_owner(app_id, model)
         await asyncio.to_thread(_check_program, program)
         digest = sha256(program)
+        self.standings.forget(model)
+        if self.standings.read(model).head.program_sha256 != digest:
+            await asyncio.to_thread(self.quotas.admit_bytes, app_id, len(program))
         put_same(self.store, places.program(model, digest), program)
         handle = self.hosts.model(model)
         await handle.put_program(digest)
+        self.standings.forget(model)
         return await handle.info()
 
     async def act(self, app_id: str, model: str, action: Action) -> ModelInfo:
@@ -185,7 +204,7 @@ class Cloud:
 
     async def models(self, app_id: str, *, archived: bool = False) -> ModelsReply:
         """Return the app's models, by name; archived ones only if they are asked for."""
-        found = await self._infos([name for name in self._names() if self._is_app_of(app_id, name)])
+        found = await self._infos(self._names_of(app_id))
         return ModelsReply(models=[info for info in found if archived or info.state != "archived"])
 
     async def rounds(self, app_id: str, model: str, since: int = 0) -> RoundsReply:
@@ -242,6 +261,9 @@ class Cloud:
 
     def _names(self) -> list[str]:
         return [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
+
+    def _names_of(self, app_id: str) -> list[str]:
+        return [name for name in self._names() if self._is_app_of(app_id, name)]
 
     async def _infos(self, names: list[str]) -> list[ModelInfo]:
         found = await asyncio.gather(*(_if_there(self.hosts.model(name).info()) for name in names))

@@ -33,8 +33,8 @@ Archived = Annotated[bool, Query(description="archived models too")]
 
 @router.post("/apps", status_code=status.HTTP_201_CREATED, dependencies=[OperatorCall], tags=["operators"])
 async def create_app(cloud: TheCloud, body: CreateApp) -> AppCreated:
-    """Register a third-party app and get its key. Asking again gives the same key."""
-    return cloud.create_app(body.name)
+    """Register a third-party app and get its key. Asking again gives the same key; `quotas` replace those it had."""
+    return cloud.create_app(body.name, body.quotas)
 
 
 @router.get("/models")

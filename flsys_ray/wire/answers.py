@@ -12,6 +12,7 @@ from flsys_ray.errors import (
     InvalidInput,
     Late,
     NotFound,
+    QuotaExceeded,
     TooLarge,
     TryLater,
     Unauthenticated,
@@ -30,6 +31,8 @@ def error_of(response: httpx2.Response) -> FlsysError:
     status = response.status_code
     retry_after_s = _retry_after_s(response.headers)
     detail, code = _problem(response)
+    if status == QuotaExceeded.status and code == QuotaExceeded.code:
+        return QuotaExceeded(detail, retry_after_s)
     if status >= 500 or status == 429 or status < 400:
         return TryLater(f"the cloud answered {status}: {detail}", retry_after_s)
     if status == TooLarge.status:

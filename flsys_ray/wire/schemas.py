@@ -169,10 +169,19 @@ class EvaluationReply(Message):
 # Developers and operators ----------------------------------------------------------------------------------------
 
 
+class Quotas(Message):
+    """What one app may use. Beyond it the answer is 429 with `Retry-After`."""
+
+    models: int = Field(1_000, ge=0, description="that are not archived")
+    stored_bytes: int = Field(10**12, ge=0, description="of programs and counted updates")
+    checkins_per_min: int = Field(600_000, ge=1, description="of all its devices, at each replica of the cloud")
+
+
 class CreateApp(Message):
-    """An operator registers a third-party app."""
+    """An operator registers a third-party app, or gives it other quotas; null leaves those that it has."""
 
     name: Name
+    quotas: Quotas | None = None
 
 
 class AppCreated(Message):
@@ -180,6 +189,7 @@ class AppCreated(Message):
 
     app_id: Name
     key: str
+    quotas: Quotas = Quotas()
 
 
 class PlanRequest(Message):

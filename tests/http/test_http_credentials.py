@@ -52,6 +52,8 @@ APP = [
     ("GET", "/v1/models/tiny/versions", None),
     ("GET", "/v1/models/tiny/versions/0/manifest", None),
     ("POST", "/v1/models/tiny/infer", {"instances": [[1, 2, 3, 4]]}),
+    ("POST", "/v1/models/tiny/promote", {"version": 0}),
+    ("POST", "/v1/models/tiny/rollback", {"version": 0}),
     ("POST", "/v1/models/tiny/pause", None),
 ]
 DEVICE = [("POST", "/v1/checkins", {"models": [{"model": "tiny", "examples": 5}]})]

@@ -75,7 +75,7 @@ def test_a_bug_is_opaque_to_the_caller_and_whole_in_the_log(error, caplog):
 
 
 def test_every_status_of_the_table_is_a_problem_of_the_documented_range():
-    assert {kind.status for kind in PUBLIC} == {401, 403, 404, 409, 410, 413, 416, 422, 503, 507}
+    assert {kind.status for kind in PUBLIC} == {401, 403, 404, 409, 410, 413, 416, 422, 429, 503, 507}
 
 
 # A store that fails behind the whole cloud ---------------------------------------------------------------------------

@@ -1,0 +1,152 @@
+"""What one app may use: models, stored bytes, check-ins. The operator sets it; every replica holds apps to it.
+
+Quotas keep one app from using the cloud up. They are no exact account: two creations at the same instant may both
+pass, and each replica counts the check-ins that come to it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from flsys_ray.cloud import places
+from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.standing import Standings
+from flsys_ray.errors import AlreadyExists, Changed, Missing, NotFound, QuotaExceeded
+from flsys_ray.storage.base import ObjectStore, check_key
+from flsys_ray.wire.schemas import Quotas
+
+FRESH_S = 10.0
+CHECK_IN_RETRY_S = 30.0
+USED_UP_RETRY_S = 3600.0
+
+
+class _AppRecord(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    app_id: str
+    quotas: Quotas = Quotas()
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a replica knows of an app. `tokens` are check-ins that it may still make, as of `filled_at`."""
+
+    quotas: Quotas
+    stored_bytes: int
+    read_at: float
+    tokens: float
+    filled_at: float
+
+
+class AppQuotas:
+    """Holds apps to their quotas. Thread-safe. `models` gives the names of an app's models."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        standings: Standings,
+        models: Callable[[str], Sequence[str]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._standings = standings
+        self._models = models
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[str, _Known] = {}
+
+    def register(self, app_id: str, quotas: Quotas | None) -> Quotas:
+        """Make an app's record, or give it other quotas; None leaves those that it has. Returns them. Repeatable."""
+        key = check_key(places.app(app_id))
+        while True:
+            try:
+                present = self._store.get(key)
+                kept = _AppRecord.model_validate_json(present.body).quotas
+                if quotas is None or quotas == kept:
+                    return kept
+                self._store.swap(key, _body(app_id, quotas), present.etag)
+            except Missing:
+                try:
+                    self._store.put_new(key, _body(app_id, quotas or Quotas()))
+                except AlreadyExists:
+                    continue
+            except Changed:
+                continue
+            if (known := self._known.get(app_id)) is not None:
+                known.read_at = float("-inf")
+            return quotas or Quotas()
+
+    def admit_model(self, app_id: str) -> None:
+        """Raises `QuotaExceeded` if an app has as many models as it may; archived ones do not count."""
+        limit, held = self._read(app_id).models, self._heads(app_id)
+        if sum(head.state != "archived" for head in held) >= limit:
+            raise QuotaExceeded(
+                f"app {app_id!r} has its {limit} models: archive one, or ask the operator", USED_UP_RETRY_S
+            )
+
+    def admit_bytes(self, app_id: str, more: int) -> None:
+        """Raises `QuotaExceeded` if an app's programs and counted updates would take more bytes than they may."""
+        limit = self._read(app_id).stored_bytes
+        used = sum(head.stored_bytes for head in self._heads(app_id))
+        if used + more > limit:
+            raise QuotaExceeded(_full(app_id, used, limit), USED_UP_RETRY_S)
+
+    def is_fresh(self, app_id: str) -> bool:
+        """Return whether `admit_check_in` would answer without a look at the store."""
+        known = self._known.get(app_id)
+        return known is not None and 0 <= self._clock() - known.read_at < FRESH_S
+
+    def admit_check_in(self, app_id: str) -> None:
+        """Take one check-in off what an app may make at this replica (a token bucket, a minute deep).
+
+        Raises:
+            QuotaExceeded: there is none left now, or the app's updates have used its bytes up.
+        """
+        if not self.is_fresh(app_id):
+            self._look(app_id)
+        now = self._clock()
+        with self._lock:
+            known = self._known[app_id]
+            limit = known.quotas.checkins_per_min
+            known.tokens = min(limit, known.tokens + max(0.0, now - known.filled_at) * limit / 60)
+            known.filled_at = now
+            enough = known.tokens >= 1
+            known.tokens -= enough
+        if known.stored_bytes >= known.quotas.stored_bytes:
+            raise QuotaExceeded(_full(app_id, known.stored_bytes, known.quotas.stored_bytes), USED_UP_RETRY_S)
+        if not enough:
+            raise QuotaExceeded(f"app {app_id!r} checks in more than {limit} times a minute", CHECK_IN_RETRY_S)
+
+    def _look(self, app_id: str) -> None:
+        """Look at the store: what may the app use, and what has it used?"""
+        quotas, used = self._read(app_id), sum(head.stored_bytes for head in self._heads(app_id))
+        now = self._clock()
+        with self._lock:
+            known = self._known.setdefault(app_id, _Known(quotas, used, now, quotas.checkins_per_min, now))
+            known.quotas, known.stored_bytes, known.read_at = quotas, used, now
+
+    def _read(self, app_id: str) -> Quotas:
+        try:
+            body = self._store.get(check_key(places.app(app_id))).body
+        except Missing:
+            return Quotas()
+        return _AppRecord.model_validate_json(body).quotas
+
+    def _heads(self, app_id: str) -> list[Head]:
+        found = []
+        for model in self._models(app_id):
+            try:
+                found.append(self._standings.read(model).head)
+            except NotFound:
+                continue  # its name is taken, and its log not written yet
+        return found
+
+
+def _body(app_id: str, quotas: Quotas) -> bytes:
+    return _AppRecord(app_id=app_id, quotas=quotas).model_dump_json().encode()
+
+
+def _full(app_id: str, used: int, limit: int) -> str:
+    return f"app {app_id!r} has stored {used} of its {limit} bytes: ask the operator for more"
