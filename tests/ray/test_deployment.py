@@ -37,18 +37,18 @@ def test_a_misspelt_argument_is_refused() -> None:
     from serve_apps.cloud import Args
 
     with pytest.raises(ValidationError, match="replcas"):
-        Args.model_validate({"store": "/tmp/store", "replcas": 2})
+        Args.model_validate({"store": "a-folder", "replcas": 2})
 
 
 def test_the_operator_chooses_how_devices_are_shared() -> None:
     from serve_apps.cloud import Args
 
-    assert Args.model_validate({"store": "/tmp/store"}).scheduling.name == "contention_aware"
-    args = Args.model_validate({"store": "/tmp/store", "scheduling": {"starving_s": 60}, "assignments_per_check_in": 2})
+    assert Args.model_validate({"store": "a-folder"}).scheduling.name == "contention_aware"
+    args = Args.model_validate({"store": "a-folder", "scheduling": {"starving_s": 60}, "assignments_per_check_in": 2})
     assert args.scheduling.model_dump()["starving_s"] == 60
-    assert Args.model_validate({"store": "/tmp/store", "scheduling": "random"}).scheduling.name == "random"
+    assert Args.model_validate({"store": "a-folder", "scheduling": "random"}).scheduling.name == "random"
     with pytest.raises(ValidationError, match="starving"):
-        Args.model_validate({"store": "/tmp/store", "scheduling": {"starving": 60}})
+        Args.model_validate({"store": "a-folder", "scheduling": {"starving": 60}})
 
 
 @pytest.mark.parametrize("module", ["actors.model_actor", "actors.hosts", "serve_apps.cloud", "flsys_ray.http.app"])
