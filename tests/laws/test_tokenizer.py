@@ -137,7 +137,7 @@ def test_a_phone_loads_nothing_heavy_for_it():
     assert done.stdout == "\n"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(texts, min_size=60, max_size=60), tokenizers)
 def test_another_language_reads_the_same(batch, tokenizer):
     node = shutil.which("node")
