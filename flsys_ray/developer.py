@@ -27,6 +27,7 @@ from flsys_ray.wire.schemas import (
     Quotas,
     RoundInfo,
     RoundsReply,
+    VersionEvaluation,
     VersionInfo,
     VersionsReply,
 )
@@ -94,6 +95,11 @@ class DeveloperClient:
     def rounds(self, model: str, since: int = 0) -> list[RoundInfo]:
         """List the rounds that are over, from number `since` on."""
         return self._json(RoundsReply, "GET", f"/v1/models/{model}/rounds", params={"since": since}).rounds
+
+    def evaluation(self, model: str, version: int | None = None) -> VersionEvaluation:
+        """Look at what evaluation assignments found about a version; None: the one that serves."""
+        number = "latest" if version is None else str(version)
+        return self._json(VersionEvaluation, "GET", f"/v1/models/{model}/versions/{number}/evaluation")
 
     def overview(self) -> list[ModelInfo]:
         """List the models of all apps (operator's key)."""

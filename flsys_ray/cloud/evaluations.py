@@ -1,18 +1,20 @@
 """Federated evaluations of a round's base version: one a device, durable, summed when asked."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 from flsys_ray.cloud import places
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import AlreadyExists, InvalidInput
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import EvaluationRequest, Metrics
+from flsys_ray.wire.schemas import ClassCounts, EvaluationRequest, Metrics
 
 MAX_COUNT = 2**31 - 1
 MAX_LOSS_SUM = 1e30
 
 
-def check_evaluation(metrics: EvaluationRequest) -> None:
+def check_evaluation(metrics: EvaluationRequest, classes: Sequence[str]) -> None:
     """Raises `InvalidInput` for what no device can have measured: its sum with others might not be a number."""
     if metrics.count > MAX_COUNT:
         raise InvalidInput(f"evaluation: 'count' is larger than {MAX_COUNT}")
@@ -20,6 +22,41 @@ def check_evaluation(metrics: EvaluationRequest) -> None:
         raise InvalidInput(f"evaluation: 'correct' is larger than 'count' ({metrics.count})")
     if metrics.loss_sum > MAX_LOSS_SUM:
         raise InvalidInput(f"evaluation: 'loss_sum' is larger than {MAX_LOSS_SUM:g}")
+    if metrics.per_class is not None:
+        _check_classes(metrics, metrics.per_class, classes)
+
+
+def _check_classes(metrics: EvaluationRequest, found: Sequence[ClassCounts], classes: Sequence[str]) -> None:
+    labels = [each.label for each in found]
+    if len(set(labels)) != len(labels) or max(labels, default=0) >= len(classes):
+        raise InvalidInput(f"evaluation: 'per_class' must name each of the {len(classes)} classes at most once")
+    if any(each.correct > each.count for each in found):
+        raise InvalidInput("evaluation: 'per_class': 'correct' is larger than 'count'")
+    if (sum(e.count for e in found), sum(e.correct for e in found)) != (metrics.count, metrics.correct):
+        raise InvalidInput("evaluation: the sums of 'per_class' are not 'count' and 'correct'")
+
+
+def metrics_of(reports: Sequence[EvaluationRequest]) -> Metrics | None:
+    """Return the sums over devices, or None if there are none. The same in any order."""
+    if not reports:
+        return None
+    examples = sum(report.count for report in reports)
+    return Metrics(
+        loss=math.fsum(report.loss_sum for report in reports) / examples,
+        accuracy=sum(report.correct for report in reports) / examples,
+        examples=examples,
+        devices=len(reports),
+        per_class=_class_sums(reports),
+    )
+
+
+def _class_sums(reports: Sequence[EvaluationRequest]) -> list[ClassCounts] | None:
+    counts, correct = Counter[int](), Counter[int]()
+    for report in reports:
+        for each in report.per_class or ():
+            counts[each.label] += each.count
+            correct[each.label] += each.correct
+    return [ClassCounts(label=n, count=counts[n], correct=correct[n]) for n in sorted(counts)] or None
 
 
 class Evaluations:
@@ -48,16 +85,7 @@ class Evaluations:
 
     def metrics(self) -> Metrics | None:
         """Return the sums over all devices, or None before the first. The same in any order of arrival."""
-        reports = list(self._by_assignment.values())
-        if not reports:
-            return None
-        examples = sum(report.count for report in reports)
-        return Metrics(
-            loss=math.fsum(report.loss_sum for report in reports) / examples,
-            accuracy=sum(report.correct for report in reports) / examples,
-            examples=examples,
-            devices=len(reports),
-        )
+        return metrics_of(list(self._by_assignment.values()))
 
     def _take_in(self, key: str) -> None:
         assignment_id = places.owner_of(key)[0]

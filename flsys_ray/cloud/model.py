@@ -18,19 +18,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.evaluating import Evaluating
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, restored, was_counted, weights_of
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.recovery import refold
-from flsys_ray.cloud.reports import closed_rounds, demand_of, model_info, open_round, round_info
+from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open_round, round_info
 from flsys_ray.cloud.stored_updates import StoredUpdates
 from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
 from flsys_ray.core.coordinator import Coordinator
-from flsys_ray.core.pacing.base import RoundView
+from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
 from flsys_ray.errors import AlreadyExists, Conflict, NotFound, OwnershipLost
 from flsys_ray.programs.manifest import Manifest, read_manifest
@@ -57,6 +57,7 @@ class DurableModel:
         self._coordinator: Coordinator | None = None
         self._manifest: Manifest | None = None
         self._evaluations = Evaluations(store, model)
+        self._evaluating = Evaluating(store, model)
         self._head = self._take_over()
         self._plan = load_plan(store, model, self._head.plan_sha256)
         if self._head.version is not None:
@@ -73,8 +74,9 @@ class DurableModel:
     def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
         self.tick()
-        outcome = self._check_in(device_id)
-        return CheckInAnswer(outcome, self._plan.eligibility, self._demand())
+        outcome, coordinator = self._check_in(device_id), self._open()
+        demand = open_demand(coordinator, self._clock()) if coordinator is not None else None
+        return CheckInAnswer(outcome, self._plan.eligibility, demand)
 
     def submit(self, update: Update) -> Counted | Rejected:
         """Count an update that is an object of the store already."""
@@ -93,6 +95,8 @@ class DurableModel:
     def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back. Its outcome is made once in the store: an update that came first stays."""
         self.tick()
+        if is_evaluation(assignment.assignment_id):
+            return self._evaluating.give_back(assignment)
         coordinator = self._open_to(assignment)
         if coordinator is None:
             return Rejected("round-over", IDLE_RETRY_S)
@@ -110,8 +114,10 @@ class DurableModel:
         return outcome
 
     def evaluate(self, assignment: Assignment, metrics: EvaluationRequest) -> Counted | Rejected:
-        """Take a federated evaluation of the assignment's base version. A repeat is a duplicate."""
+        """Take a federated evaluation of the assignment's version. A repeat is a duplicate."""
         self.tick()
+        if is_evaluation(assignment.assignment_id):
+            return self._evaluating.report(assignment, metrics, self._clock())
         coordinator = self._open()
         if coordinator is None or assignment.round != coordinator.round:
             return Rejected("round-over", IDLE_RETRY_S)
@@ -263,16 +269,6 @@ class DurableModel:
         """Return the coordinator if a round is open, and the assignment is not of one before a rollback."""
         return self._open() if assignment.round >= self._head.restored_round else None
 
-    def _demand(self) -> Demand | None:
-        """Return what the open round wants now, to be told beside an answer: those who schedule look at it."""
-        coordinator = self._open()
-        if coordinator is None:
-            return None
-        now = self._clock()
-        started_at = now if coordinator.started_at is None else coordinator.started_at
-        view = RoundView(started_at, coordinator.counters, now)
-        return demand_of(coordinator.plan, coordinator.version.number, view, coordinator.opened_at)
-
     def _look_up(self) -> None:
         """End what is due and check the fence: what a developer is told follows from a head that is still the last."""
         self.tick()
@@ -375,7 +371,10 @@ class DurableModel:
         head, coordinator = self._head, self._coordinator
         if coordinator is None or head.version is None or head.state != "training":
             return Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
-        outcome = coordinator.check_in(device_id, self._clock())
+        now = self._clock()
+        outcome = coordinator.check_in(device_id, now)
+        if isinstance(outcome, Rejected):
+            outcome = self._evaluating.check_in(coordinator, device_id, now) or outcome
         if isinstance(outcome, Rejected):
             return outcome
         return Offer(

@@ -12,6 +12,7 @@
     models/{model}/versions/{n}.json                manifests of versions
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
+    models/{model}/evaluations/{n}/{assignment}.{device}              one by an evaluation assignment of version n
 
 The operator's key and an app's quotas may change. Nothing else here is ever replaced: every object is made once.
 """
@@ -90,6 +91,16 @@ def evaluations(model: str, round_: int) -> str:
 def evaluation(model: str, round_: int, assignment_id: str, device_id: str) -> str:
     """Return the key of one assignment's evaluation."""
     return f"{evaluations(model, round_)}{assignment_id}.{device_id}"
+
+
+def version_evaluations(model: str, version: int) -> str:
+    """Return the prefix of the evaluations that a version's own evaluation assignments brought."""
+    return f"{MODELS}{model}/evaluations/{version:08d}/"
+
+
+def version_evaluation(model: str, version: int, assignment_id: str, device_id: str) -> str:
+    """Return the key of one of them."""
+    return f"{version_evaluations(model, version)}{assignment_id}.{device_id}"
 
 
 def owner_of(key: str) -> tuple[str, str]:

@@ -42,6 +42,13 @@ def demand_of(plan: TrainingPlan, version: int, view: RoundView, opened_at: floa
     return Demand(free, max(0, free) + rounds_after * plan.pacing.slots, opened_at)
 
 
+def open_demand(coordinator: Coordinator, now: float) -> Demand:
+    """Return what a model's open round wants at `now`."""
+    started_at = now if coordinator.started_at is None else coordinator.started_at
+    view = RoundView(started_at, coordinator.counters, now)
+    return demand_of(coordinator.plan, coordinator.version.number, view, coordinator.opened_at)
+
+
 def open_round(coordinator: Coordinator) -> OpenRound:
     """Return the round that is open now."""
     return OpenRound(

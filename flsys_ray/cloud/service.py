@@ -12,6 +12,7 @@ from typing import TypeVar
 from flsys_ray.cloud import places
 from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.cloud.evaluations import check_evaluation
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
@@ -21,6 +22,7 @@ from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
+from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected
 from flsys_ray.errors import AlreadyExists, Conflict, Late, Missing, NotFound, TryLater
@@ -42,6 +44,7 @@ from flsys_ray.wire.schemas import (
     Rejection,
     RoundsReply,
     UploadLink,
+    VersionEvaluation,
     VersionInfo,
     VersionsReply,
     WeightsLink,
@@ -128,7 +131,7 @@ class Cloud:
 
     async def evaluate(self, ticket: Ticket, metrics: EvaluationRequest) -> EvaluationReply:
         """Take a federated evaluation. Raises `InvalidInput`, `Late`."""
-        check_evaluation(metrics)
+        check_evaluation(metrics, self.manifest(ticket.assignment.model, ticket.program_sha256).classes)
         outcome = await self.hosts.model(ticket.assignment.model).evaluate(ticket.assignment, metrics)
         if isinstance(outcome, Rejected):
             raise Late(f"assignment {ticket.assignment.assignment_id}: {outcome.reason}")
@@ -244,6 +247,13 @@ class Cloud:
         except Missing:
             raise NotFound(f"model {model!r} has no version {number}") from None
 
+    async def version_evaluation(self, app_id: str, model: str, number: int | None) -> VersionEvaluation:
+        """Return what evaluation assignments found about a version; None: the one that serves. Raises `NotFound`."""
+        info = await self.version(app_id, model, number)
+        metrics = await asyncio.to_thread(version_metrics, self.store, model, info.version)
+        classes = list(self.manifest(model, info.program_sha256).classes)
+        return VersionEvaluation(model=model, version=info.version, classes=classes, metrics=metrics)
+
     def manifest(self, model: str, program_sha256: str) -> Manifest:
         """Return the manifest of a stored program."""
         return self._manifest(model, program_sha256)
@@ -275,6 +285,7 @@ class Cloud:
         return AssignmentMessage(
             assignment_id=work.assignment_id,
             token=self.credentials.assignment_token(Ticket(work, offer.program_sha256, offer.plan_sha256)),
+            kind="evaluate" if is_evaluation(work.assignment_id) else "train",
             model=work.model,
             round=work.round,
             version=work.version,

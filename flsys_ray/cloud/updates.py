@@ -8,9 +8,10 @@ from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
 from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected, Update
-from flsys_ray.errors import AlreadyExists, FlsysError, Late, Missing, UpdateUnusable
+from flsys_ray.errors import AlreadyExists, Conflict, FlsysError, Late, Missing, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import UpdateReply
@@ -50,8 +51,11 @@ class Updates:
         Raises:
             UpdateUnusable: its form, or a value in it.
             Late: the round is over, the deadline has passed, or the assignment was given back.
+            Conflict: the assignment is for evaluation.
         """
         model = ticket.assignment.model
+        if is_evaluation(ticket.assignment.assignment_id):
+            raise Conflict(f"assignment {ticket.assignment.assignment_id} is for evaluation: it takes no update")
         self._meter.record(UPDATE_BYTES, len(body), model)
         try:
             reply = await self._take_in(ticket, body)

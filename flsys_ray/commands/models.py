@@ -195,6 +195,34 @@ def evaluate(
         console.print(result.line())
 
 
+@group.command()
+def evaluation(
+    name: str,
+    version: Annotated[int | None, typer.Option(min=0, help="A version; default: the one that serves.")] = None,
+    url: Url = None,
+    app_key: AppKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what phones with an evaluation assignment found about a version."""
+    with developer(url, app_key) as cloud:
+        found = cloud.evaluation(name, version)
+    if as_json:
+        print_json(found)
+        return
+    metrics = found.metrics
+    if metrics is None:
+        console.print(f"{name}: version {found.version}: no phone has evaluated it yet")
+        return
+    console.print(
+        f"{name}: version {found.version}: accuracy {metrics.accuracy:.3f}, loss {metrics.loss:.3f} "
+        f"on {metrics.examples} examples of {metrics.devices} phones"
+    )
+    table = Table("class", "examples", "accuracy")
+    for each in metrics.per_class or ():
+        table.add_row(found.classes[each.label], str(each.count), f"{each.correct / each.count:.3f}")
+    print_table(table)
+
+
 def _act(name: str, action: Action, url: str | None, app_key: str | None, *, as_json: bool) -> None:
     with developer(url, app_key) as cloud:
         _show(cloud.act(name, action), as_json=as_json)

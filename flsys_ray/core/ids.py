@@ -3,6 +3,7 @@
 import hashlib
 
 _TURN = "-t"  # no hexadecimal digit
+_EVALUATION = "-e"
 
 
 def assignment_id(model: str, round_: int, device_id: str, turn: int = 0) -> str:
@@ -12,6 +13,16 @@ def assignment_id(model: str, round_: int, device_id: str, turn: int = 0) -> str
     """
     name = hashlib.blake2b(f"{model}\x1f{device_id}".encode(), digest_size=10).hexdigest()
     return f"{round_:08d}-{name}" + (f"{_TURN}{turn}" if turn else "")
+
+
+def evaluation_id(model: str, version: int, device_id: str) -> str:
+    """Return the id of a device's evaluation assignment of a version: no training assignment has it."""
+    return assignment_id(model, version, device_id) + _EVALUATION
+
+
+def is_evaluation(key: str) -> bool:
+    """Return whether an id is that of an evaluation assignment."""
+    return key.endswith(_EVALUATION)
 
 
 def is_turn_of(key: str, first: str) -> bool:

@@ -83,6 +83,14 @@ class Stopping(_Section):
     versions: int | None = Field(None, ge=1)
 
 
+class FederatedEvaluation(_Section):
+    """Devices that are not asked to train a version may be asked to evaluate it, without training."""
+
+    every: int = Field(1, ge=1, description="versions whose number is a multiple of this are evaluated")
+    cohort: int = Field(16, ge=1, le=100_000, description="devices that evaluate one version")
+    deadline_s: float = Field(600.0, gt=0, le=7 * 86400)
+
+
 class TrainingPlan(_Section):
     """How one model trains. Raises `PlanInvalid` through `parse_plan` when it contradicts itself."""
 
@@ -94,6 +102,7 @@ class TrainingPlan(_Section):
     eligibility: Eligibility = Eligibility()
     limits: Limits = Limits()
     stopping: Stopping = Stopping()
+    evaluation: FederatedEvaluation | None = Field(None, description="default: no evaluation assignments")
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

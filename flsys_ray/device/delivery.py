@@ -20,10 +20,10 @@ def deliver(item: OpenAssignment, identity: Identity, journal: Journal, now: flo
         TryLater: the cloud could not take it now.
         Unauthenticated: the app key is not valid (any more).
     """
-    if item.delta is None:
-        return _return(item, identity, journal, now)
     if item.evaluation is not None:
         return _report(item, item.evaluation, identity, journal, now)
+    if item.delta is None:
+        return _return(item, identity, journal, now)
     return _upload(item, item.delta, identity, journal, now)
 
 
@@ -48,12 +48,16 @@ def _report(
     item: OpenAssignment, evaluation: EvaluationRequest, identity: Identity, journal: Journal, now: float
 ) -> Outcome:
     detail = ""
+    ending: Literal["done", "late", "refused"] = "done"
     try:
         identity.call(lambda token: identity.client.evaluation(token, item.message, evaluation))
     except (TryLater, Unauthenticated):
         raise
     except FlsysError as error:  # a figure less; whether the update is still wanted its own call will tell
-        detail = error.message
+        detail, ending = error.message, "late" if isinstance(error, Late) else "refused"
+    if item.message.kind == "evaluate":
+        journal.settle(item.id, ending, now, detail)
+        return _outcome("evaluated" if ending == "done" else ending, item, now, detail)
     journal.evaluated(item.id)
     return _outcome("evaluated", item, now, detail)
 

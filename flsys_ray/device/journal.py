@@ -139,6 +139,16 @@ class Journal:
                 )
         return bool(stored)
 
+    def reported(self, item: OpenAssignment, evaluation: EvaluationRequest) -> bool:
+        """Store what an evaluation assignment found, once. Return False if the assignment is not open for it."""
+        return bool(
+            self.database.write(
+                "UPDATE assignments SET state = 'trained', evaluation = ?"
+                " WHERE assignment_id = ? AND state = 'assigned' AND settled_at IS NULL",
+                (evaluation.model_dump_json(), item.id),
+            )
+        )
+
     def evaluated(self, assignment_id: str) -> None:
         """The evaluation is with the cloud, or will never be: only the update is left."""
         self.database.write("UPDATE assignments SET evaluation = NULL WHERE assignment_id = ?", (assignment_id,))

@@ -15,17 +15,20 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, Obstacle, eligible
 from flsys_ray.device.delivery import deliver
-from flsys_ray.device.examples import ExampleStore
+from flsys_ray.device.examples import Batch, ExampleStore, Part
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
 from flsys_ray.device.personal import Personaliser
-from flsys_ray.device.trainer import LocalResult, train_assignment
+from flsys_ray.device.trainer import LocalResult, evaluate_per_class, train_assignment
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import FlsysError, TryLater, Unauthenticated
+from flsys_ray.programs.manifest import Manifest
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 
 PAUSED_S = 3600.0
@@ -119,7 +122,7 @@ class Participation:
             return deliver(item, self.identity, self.journal, now)
         if not self.versions.has(item.message):
             return self._download(item)
-        return self._train(item, stopping)
+        return self._evaluate(item) if item.message.kind == "evaluate" else self._train(item, stopping)
 
     def _hopeless(self, item: OpenAssignment, now: float) -> BackReason | None:
         """Return why nothing can come of an assignment any more, None if something can."""
@@ -153,6 +156,32 @@ class Participation:
             return self._give_back(item, "failed")
         now = self.clock.now()
         return Outcome("downloaded", now, now, item.message.model, item.id)
+
+    def _evaluate(self, item: OpenAssignment) -> Outcome:
+        """Do an evaluation assignment. Without a training here all examples are held out."""
+        message = item.message
+        self.journal.begin_training(item.id)
+        try:
+            loaded = self.versions.load(message.program.sha256, message.weights.sha256)
+            batch = self._unseen(message.model, loaded.program.manifest)
+            found = evaluate_per_class(loaded.program, loaded.weights, batch) if batch is not None else None
+        except Exception as error:  # as in training
+            return replace(self._give_back(item, "failed"), detail=f"failed: {type(error).__name__}: {error}")
+        if found is None:
+            return self._give_back(item, "not-enough-data" if batch is None else "failed")
+        now = self.clock.now()
+        if not self.journal.reported(item, found):  # consent was withdrawn in the meantime
+            return Outcome("interrupted", now, now, message.model, item.id)
+        return deliver(replace(item, state="trained", evaluation=found), self.identity, self.journal, now)
+
+    def _unseen(self, model: str, manifest: Manifest) -> Batch | None:
+        """Return the held-out examples, and the others too if none of them was ever trained on here."""
+        parts: tuple[Part, ...] = ("held-out",)
+        if self.journal.training_record(model).trainings == 0:
+            parts = ("held-out", "training")
+        read = [self.examples.batch(model, part, manifest.classes, manifest.input_shape) for part in parts]
+        found = [batch for batch in read if batch is not None]
+        return Batch(np.concatenate([b.x for b in found]), np.concatenate([b.y for b in found])) if found else None
 
     def _train(self, item: OpenAssignment, stopping: Callable[[], bool]) -> Outcome:
         self.interrupt.clear()

@@ -21,7 +21,7 @@ from flsys_ray.errors import DataInvalid, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_tokenizer
 from flsys_ray.programs.runner import Evaluated, Program, Trained
 from flsys_ray.tokenizer import Tokenizer
-from flsys_ray.wire.schemas import AssignmentMessage, EvaluationRequest
+from flsys_ray.wire.schemas import AssignmentMessage, ClassCounts, EvaluationRequest
 from flsys_ray.wire.tensors import decode_vector, encode_update
 
 
@@ -129,6 +129,22 @@ def train_assignment(
     evaluation = _evaluate(program, base, held_out)
     update = encode_update(delta, count, trained.loss, max(1, trained.steps))
     return LocalResult(update, count, trained.loss, evaluation)
+
+
+def evaluate_per_class(program: DeviceProgram, weights: bytes, batch: Batch) -> EvaluationRequest | None:
+    """Evaluate a version, class by class; None if its loss is no number. Raises `DataInvalid`, `UpdateUnusable`."""
+    vector = decode_vector(weights, "parameters", program.manifest.parameters)
+    loss_sum = program.evaluate(vector, batch.x, batch.y).loss_sum
+    right = program.infer(vector, batch.x).argmax(axis=1) == batch.y
+    if not np.isfinite(loss_sum):
+        return None
+    per_class = [
+        ClassCounts(label=int(label), count=int((batch.y == label).sum()), correct=int(right[batch.y == label].sum()))
+        for label in np.unique(batch.y)
+    ]
+    return EvaluationRequest(
+        loss_sum=max(0.0, loss_sum), correct=int(right.sum()), count=len(batch.y), per_class=per_class
+    )
 
 
 def infer(program: DeviceProgram, weights: bytes, x: NDArray[Any]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response, status
 
 from flsys_ray.cloud.evaluations import MAX_COUNT
 from flsys_ray.http.callers import AppCall, OperatorCall, TheCloud
-from flsys_ray.http.device_api import _binary
+from flsys_ray.http.device_api import VersionNumber, _binary
 from flsys_ray.http.limits import PROGRAM_BYTES, read_body
 from flsys_ray.wire.schemas import (
     PROGRAM,
@@ -22,6 +22,7 @@ from flsys_ray.wire.schemas import (
     PromoteRequest,
     RollbackRequest,
     RoundsReply,
+    VersionEvaluation,
     VersionInfo,
     VersionsReply,
 )
@@ -113,6 +114,12 @@ async def get_manifest(
 ) -> VersionInfo:
     """Look at what made a version: its round, plan, program and every update in it."""
     return await cloud.version(app_id, model, number)
+
+
+@router.get("/models/{model}/versions/{number}/evaluation")
+async def get_evaluation(cloud: TheCloud, app_id: AppCall, model: Name, number: VersionNumber) -> VersionEvaluation:
+    """Look at what phones with an evaluation assignment found about a version."""
+    return await cloud.version_evaluation(app_id, model, None if number == "latest" else int(number))
 
 
 @router.get("/overview", dependencies=[OperatorCall], tags=["operators"])

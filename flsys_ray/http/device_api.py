@@ -28,7 +28,7 @@ from flsys_ray.wire.schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["devices"])
-AssignmentId = Annotated[str, Path(pattern=r"^[0-9]{8}-[0-9a-f]{20}(-t[1-9][0-9]{0,5})?$")]
+AssignmentId = Annotated[str, Path(pattern=r"^[0-9]{8}-[0-9a-f]{20}(-t[1-9][0-9]{0,5}|-e)?$")]
 VersionNumber = Annotated[str, Path(pattern=r"^(latest|0|[1-9][0-9]{0,8})$")]
 
 

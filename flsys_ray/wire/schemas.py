@@ -108,6 +108,9 @@ class AssignmentMessage(Message):
 
     assignment_id: str
     token: str
+    kind: Literal["train", "evaluate"] = Field(
+        "train", description="`evaluate`: no update, only `PUT .../evaluation`; `round` is the version's number then"
+    )
     model: Name
     round: int
     version: int
@@ -151,12 +154,24 @@ class GiveBackRequest(Message):
     reason: Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"] = "failed"
 
 
+class ClassCounts(Message):
+    """Of one class, by its index in the manifest's `classes`: how many examples, and how many of them were correct."""
+
+    label: int = Field(ge=0)
+    count: int = Field(ge=1)
+    correct: int = Field(ge=0)
+
+
 class EvaluationRequest(Message):
-    """How the assignment's base version does on the device's own held-out examples."""
+    """How the assignment's version does on the device's own held-out examples.
+
+    `per_class` names each class that has examples once; its sums are `count` and `correct`.
+    """
 
     loss_sum: float = Field(ge=0)
     correct: int = Field(ge=0)
     count: int = Field(ge=1)
+    per_class: list[ClassCounts] | None = Field(None, max_length=10_000)
 
 
 class EvaluationReply(Message):
@@ -227,6 +242,7 @@ class Metrics(Message):
     accuracy: float
     examples: int
     devices: int
+    per_class: list[ClassCounts] | None = Field(None, description="summed over the devices that reported them")
 
 
 class OpenRound(Message):
@@ -308,6 +324,15 @@ class VersionInfo(Message):
     committed_at: float
     updates: list[UpdateLine]
     restored_from: int | None = Field(None, description="the older version whose parameters it has, after a rollback")
+
+
+class VersionEvaluation(Message):
+    """What evaluation assignments found about a version. `metrics` is None before the first report."""
+
+    model: Name
+    version: int
+    classes: list[str]
+    metrics: Metrics | None
 
 
 class VersionsReply(Message):

@@ -51,6 +51,7 @@ APP = [
     ("GET", "/v1/models/tiny/rounds", None),
     ("GET", "/v1/models/tiny/versions", None),
     ("GET", "/v1/models/tiny/versions/0/manifest", None),
+    ("GET", "/v1/models/tiny/versions/0/evaluation", None),
     ("POST", "/v1/models/tiny/infer", {"instances": [[1, 2, 3, 4]]}),
     ("POST", "/v1/models/tiny/promote", {"version": 0}),
     ("POST", "/v1/models/tiny/rollback", {"version": 0}),

@@ -44,7 +44,7 @@ def test_a_model_from_the_first_call_to_inference(world: World, tiny):
     }
     first, second = world.rounds(key)
     assert (first["committed"], second["committed"]) == (1, 2)
-    assert first["evaluation"] == {"loss": 0.75, "accuracy": 0.5, "examples": 8, "devices": 2}
+    assert first["evaluation"] == {"loss": 0.75, "accuracy": 0.5, "examples": 8, "devices": 2, "per_class": None}
     assert world.info(key)["last_metrics"] == first["evaluation"]
     assert world.http.get("/v1/models/tiny/versions", headers=bearer(key)).json()["versions"] == [0, 1, 2]
     answer = world.http.post("/v1/models/tiny/infer", json={"instances": [[1, 2, 3, 4]]}, headers=bearer(key)).json()
