@@ -140,6 +140,7 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
         },
         "limits": {"max_examples": 10_000, "max_abs_delta": 1024.0},
         "stopping": {"versions": None},
+        "evaluation": None,
         "seed": 0,
     }
 
