@@ -3,7 +3,8 @@
     python benchmarks/actor_memory.py [--updates 50] [--json]
 
 PSS (proportional set size) counts pages that several processes share once in all: what one more model costs. RSS counts
-them in each. Both in MiB, from the kernel's `smaps_rollup`.
+them in each. Of PSS, `own` is the process's anonymous memory, `shared` Ray's shared memory, in which updates reach it.
+In MiB, from the kernel's `smaps_rollup`.
 """
 
 import argparse
@@ -32,9 +33,9 @@ def main() -> None:
     if given.json:
         print(json.dumps(report, indent=2))
         return
-    print(f"{'ModelActor':32}{'PSS MiB':>10}{'RSS MiB':>10}")
+    print(f"{'ModelActor':32}{'PSS MiB':>10}{'own':>10}{'shared':>10}{'RSS MiB':>10}")
     for what, row in report.items():
-        print(f"{what:32}{row['pss_mib']:10.1f}{row['rss_mib']:10.1f}")
+        print(f"{what:32}{row['pss_mib']:10.1f}{row['own_mib']:10.1f}{row['shared_mib']:10.1f}{row['rss_mib']:10.1f}")
 
 
 def measure(folder: Path, updates: int) -> dict[str, dict[str, float]]:
@@ -78,7 +79,8 @@ def memory(model: str) -> dict[str, float]:
     pid = ray.get(actor.pid.remote())
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
-    return {"pss_mib": round(sizes["Pss"], 1), "rss_mib": round(sizes["Rss"], 1)}
+    names = {"pss_mib": "Pss", "own_mib": "Pss_Anon", "shared_mib": "Pss_Shmem", "rss_mib": "Rss"}
+    return {name: round(sizes[field], 1) for name, field in names.items()}
 
 
 if __name__ == "__main__":

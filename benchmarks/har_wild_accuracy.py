@@ -1,6 +1,7 @@
 """How well HAR-Wild does on users it never saw: its own plan, the real coordinator and program, virtual time.
 
     python benchmarks/har_wild_accuracy.py [--data wisdm2019] [--splits 0,1,2] [--versions 20] [--json]
+    python benchmarks/har_wild_accuracy.py --plan '{server_optimizer: {momentum: 0}, local: {epochs: 3}}'
 
 A split's number is the seed that chooses the held-out users (a fifth) and the plan's seed. Phones hold what a real one
 would train on: their own held-out blocks are left out. No Ray, no HTTP, one thread; the same command gives the same
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from flsys_ray.commands.evaluation import macro_f1
 from flsys_ray.core.coordinator import Coordinator
@@ -59,15 +61,18 @@ def main() -> None:
     parser.add_argument("--data", default="wisdm2019")
     parser.add_argument("--splits", default="0,1,2", help="seeds of the splits by user")
     parser.add_argument("--versions", type=int, default=20)
+    parser.add_argument("--plan", default="{}", help="YAML: fields of the plan that differ from the model's own")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     program = Program.load(compile_builtin(get(MODEL)).data)
     dataset = open_dataset(options.data).select(program.manifest.classes)
-    scores = [score(program, dataset, int(split), options.versions) for split in options.splits.split(",")]
+    own, changes = get(MODEL).default_plan(), yaml.safe_load(options.plan)
+    plan = parse_plan({**own, **{name: {**own.get(name, {}), **fields} for name, fields in changes.items()}})
+    scores = [score(program, dataset, plan, int(split), options.versions) for split in options.splits.split(",")]
     if options.json:
         print(json.dumps([{name: getattr(each, name) for name in each.__slots__} for each in scores], indent=1))
         return
-    print(f"{MODEL}: {program.manifest.parameters} parameters, plan {get(MODEL).default_plan()}")
+    print(f"{MODEL}: {program.manifest.parameters} parameters, changes of its plan: {changes}")
     for each in scores:
         print(
             f"split {each.split}: accuracy {each.version_0_accuracy:.3f} -> {each.accuracy:.3f}, "
@@ -85,15 +90,14 @@ def _row(data: str, versions: int, scores: list[Score]) -> str:
     )
 
 
-def score(program: Program, dataset: Dataset, split: int, versions: int) -> Score:
+def score(program: Program, dataset: Dataset, plan: TrainingPlan, split: int, versions: int) -> Score:
     """Train on one part of the users, and score version 0 and the last one on the other."""
     start = time.perf_counter()
     training, held_out = split_users(dataset.users, HELD_OUT, split)
     phones = {user: phone_examples(dataset, user) for user in training}
     parts = [dataset.examples(user) for user in held_out]
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
-    plan = parse_plan({**get(MODEL).default_plan(), "seed": split})
-    first, last, steps = train(program, plan, phones, versions)
+    first, last, steps = train(program, plan.model_copy(update={"seed": split}), phones, versions)
     scores = program.infer(last, x)
     chosen = scores.argmax(axis=1)
     return Score(

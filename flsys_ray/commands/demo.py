@@ -47,7 +47,7 @@ class Watched:
 
 def demo(
     phones: Annotated[int | None, typer.Option(min=1, help="How many; default: one for each training user.")] = None,
-    versions: Annotated[int, typer.Option(min=1, help="How many versions to commit.")] = 15,
+    versions: Annotated[int, typer.Option(min=1, help="How many versions to commit.")] = 20,
     data: Annotated[str | None, typer.Option(help="A data set; default: the best at hand.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep store, phones, logs and demo.json in this folder.")] = None,
     as_json: AsJson = False,
@@ -93,7 +93,7 @@ def _train(
     quiet: bool,
 ) -> None:
     from flsys_ray.commands.evaluation import HeldOut
-    from flsys_ray.commands.fleets import Phones, Watch, fleet_of, training_users
+    from flsys_ray.commands.fleets import Phones, Watch, fleet_of, for_phones, training_users
     from flsys_ray.core.plan import parse_plan
     from flsys_ray.developer import DeveloperClient
     from flsys_ray.device.fleet import run_fleet
@@ -102,7 +102,7 @@ def _train(
     users = training_users(data_set, HELD_OUT, SPLIT_SEED)
     watched.phones = phones or len(users)
     with DeveloperClient(url, key) as cloud:
-        cloud.put_model(MODEL, parse_plan(base.get(MODEL).default_plan()))
+        cloud.put_model(MODEL, for_phones(parse_plan(base.get(MODEL).default_plan()), watched.phones))
         cloud.put_program(MODEL, body)
         info = cloud.act(MODEL, "start")
         test = HeldOut.load(cloud, info, data_set.name, HELD_OUT, SPLIT_SEED)

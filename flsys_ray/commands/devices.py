@@ -48,7 +48,7 @@ def run_one(
 
 @many.command("run")
 def run_many(
-    count: Annotated[int, typer.Option(min=1, help="How many phones.")] = 24,
+    count: Annotated[int | None, typer.Option(min=1, help="How many; default: one for each training user.")] = None,
     data: Data = None,
     models: Models = HAR_MODELS,
     folder: Folder = None,
@@ -66,7 +66,9 @@ def run_many(
 
     dataset = data_for(data)
     users = training_users(dataset, held_out, seed)
-    _run(count, dataset.name, models, users, folder, until_version, seconds, workers, url, app_key, as_json)
+    _run(
+        count or len(users), dataset.name, models, users, folder, until_version, seconds, workers, url, app_key, as_json
+    )
 
 
 def _run(
@@ -82,7 +84,7 @@ def _run(
     app_key: str | None,
     as_json: bool,
 ) -> None:
-    from flsys_ray.commands.fleets import Phones, fleet_of
+    from flsys_ray.commands.fleets import Phones, fleet_of, too_few
     from flsys_ray.device.fleet import run_fleet
 
     names = split_names(models)
@@ -96,6 +98,8 @@ def _run(
         fleet = fleet_of(cloud, phones, dataset)
         if not as_json:
             console.print(f"{count} phones with {dataset.source} data of {dataset.title} ({len(users)} users)")
+            for note in filter(None, (too_few(name, cloud.info(name).plan, count) for name in names)):
+                console.print(note)
         watch = Watch(cloud, names, until_version, seconds, stop, quiet=as_json)
         with watch.running():
             report = run_fleet(fleet, stop=stop, on_event=watch.on_event, workers=workers)

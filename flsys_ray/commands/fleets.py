@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flsys_ray.commands.options import console
+from flsys_ray.core.pacing.deadline import Rounds
+from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.data.catalog import default_har_dataset
 from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.splits import split_users
@@ -57,6 +59,28 @@ def fleet_of(cloud: DeveloperClient, phones: Phones, dataset: Dataset) -> Fleet:
         data[model] = dataset.fit(read_manifest(program).classes, read_tokenizer(program))
     config = PhoneConfig(url=phones.url, app_key=phones.app_key, models=phones.models)
     return Fleet(phones.folder, config, data, phones.count, phones.users)
+
+
+def for_phones(plan: TrainingPlan, phones: int) -> TrainingPlan:
+    """Return a plan whose cohort is not larger than that many phones fill, so that no round waits for its deadline."""
+    pacing = plan.pacing
+    if not isinstance(pacing, Rounds) or pacing.slots <= phones:
+        return plan
+    cohort = max(1, int(phones / pacing.over_selection))
+    quorum = None if pacing.quorum is None else min(pacing.quorum, cohort)
+    fewer = pacing.model_copy(update={"cohort": cohort, "quorum": quorum})
+    return plan.model_copy(update={"pacing": fewer})
+
+
+def too_few(model: str, plan: TrainingPlan, phones: int) -> str | None:
+    """Return what to tell somebody whose phones cannot fill a model's cohort, or None."""
+    pacing = plan.pacing
+    if not isinstance(pacing, Rounds) or phones >= pacing.cohort:
+        return None
+    return (
+        f"note: {model}: its cohort is {pacing.cohort}: with {phones} phones alone each round waits "
+        f"for its deadline ({pacing.deadline_s:g} s) and needs {pacing.needed} updates"
+    )
 
 
 class Watch:

@@ -82,17 +82,25 @@ def test_har_wild_learns_to_tell_motions_apart(har: Any) -> None:
     assert held_out.correct / held_out.examples > 0.8
 
 
-def test_har_wild_does_not_mind_how_the_phone_lies(har: Any) -> None:
-    """Apart from gravity's own direction, scores do not change when the window is turned about it."""
+@pytest.mark.parametrize(
+    "turn",
+    [
+        [[0, 1, 0], [-1, 0, 0], [0, 0, 1]],  # a quarter about gravity
+        [[-1, 0, 0], [0, 1, 0], [0, 0, -1]],  # face out
+        [[-1, 0, 0], [0, -1, 0], [0, 0, 1]],  # head down
+    ],
+)
+def test_har_wild_does_not_mind_how_the_phone_was_put_in(har: Any, turn: list[list[int]]) -> None:
+    """Turned about gravity or put in the other way round, a phone has the same scores; lying flat, it has not."""
     program = Program.load(har[1].data)
     rng = np.random.default_rng(1)
     x = rng.normal(0, 2.0, (8, 50, 3))
     x = np.concatenate([x, -x], axis=1)
     x[:, :, 2] += 9.8  # the mean is exactly along z
-    turned = x @ np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     parameters = program.init(0)
     scores = program.infer(parameters, x.astype(np.float32))
-    np.testing.assert_allclose(program.infer(parameters, turned.astype(np.float32)), scores, atol=1e-5)
+    np.testing.assert_allclose(program.infer(parameters, (x @ np.array(turn)).astype(np.float32)), scores, atol=1e-5)
+    assert np.abs(program.infer(parameters, x[:, :, [2, 0, 1]].astype(np.float32)) - scores).max() > 1e-3
     assert np.ptp(scores, axis=0).max() > 1e-3
 
 

@@ -10,7 +10,8 @@ OPERATOR_KEY = "operator-key-of-the-ray-tests"
 PROGRAM = """
 import sys, pathlib, keras, flsys_ray
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
-pathlib.Path(sys.argv[1]).write_bytes(flsys_ray.compile(model, classes=["a", "b", "c"], batch_size=8, name="small").data)
+program = flsys_ray.compile(model, classes=["a", "b", "c"], batch_size=8, name="small")
+pathlib.Path(sys.argv[1]).write_bytes(program.data)
 """
 PARAMETERS = 67  # of that program
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from flsys_ray import cli
 from flsys_ray.commands import options, state
+from flsys_ray.commands.fleets import for_phones, too_few
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.errors import InvalidInput, PlanInvalid
 from flsys_ray.models import base
@@ -258,3 +259,22 @@ def test_data_are_built_from_local_copies(home: Path) -> None:
     built = json.loads(told("data", "build", "motionsense", "--from", str(home / "copies"), "--json"))
     assert built == {"name": "motionsense", "users": 1, "windows": 3}
     assert entries()["motionsense"]["state"] == "ready"
+
+
+@pytest.mark.parametrize(("phones", "cohort"), [(100, 32), (40, 32), (39, 31), (24, 19), (2, 1), (1, 1)])
+def test_a_cohort_is_not_larger_than_the_phones_fill(phones, cohort):
+    plan = parse_plan({"pacing": {"cohort": 32, "over_selection": 1.25, "quorum": 8}})
+    fitted = for_phones(plan, phones).pacing
+    assert fitted.cohort == cohort
+    assert fitted.slots <= max(phones, 2)
+    assert fitted.needed <= cohort
+
+
+def test_too_few_phones_for_a_cohort_are_told_so():
+    plan = parse_plan({"pacing": {"cohort": 32, "deadline_s": 60}})
+    assert too_few("steps", plan, 32) is None
+    note = too_few("steps", plan, 31)
+    assert note == (
+        "note: steps: its cohort is 32: with 31 phones alone each round waits for its deadline (60 s) "
+        "and needs 16 updates"
+    )
