@@ -34,9 +34,12 @@ def exact_mean(scale: FixedPoint, keys: Sequence[str], size: int, updates: Updat
     return mean
 
 
-def squared_distances_to(center: Array, rows: NDArray[np.float32]) -> Array:
-    """Return `|row_k - center|^2` of each row, float64 [n]."""
-    total = np.zeros(len(rows))
+def squared_distances_to(center: Array, rows: NDArray[np.float32], before: Array) -> Array:
+    """Return `before_k + |row_k - center|^2` of each row, float64 [n].
+
+    `before` is the sum over earlier blocks: chunks are added to it one by one, so the order does not know of blocks.
+    """
+    total = before.copy()
     for columns in chunks(rows.shape[1]):
         difference = rows[:, columns] - center[columns]
         total += np.sum(np.square(difference, out=difference), axis=1)

@@ -36,7 +36,7 @@ class GeometricMedian(WholeCohort):
             squared = np.zeros(len(squared))
             for where, rows in blocks(updates, cohort.keys, cohort.size):
                 center[where] = weighted_sum(coefficients, rows)
-                squared += squared_distances_to(center[where], rows)
+                squared = squared_distances_to(center[where], rows, squared)
         return center
 
     def _coefficients(self, cohort: Cohort, squared: Array) -> list[float]:
