@@ -290,12 +290,12 @@ def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner,
     chance = random.Random(seed)
 
     def strike(verb: str, key: str) -> None:
-        if chance.random() < 0.03 and play is not None:
+        if chance.random() < 0.04 and play is not None:
             raise Crash
 
     play = None
     store.before = store.after = strike
-    play = Play(store, runner, patience=100)
+    play = Play(store, runner, patience=50)
     session(play)
     assert play.deaths > 5
     store.before = store.after = lambda verb, key: None
