@@ -281,7 +281,7 @@ def test_nothing_in_the_store_is_ever_replaced(undisturbed):
     assert not [key for verb, key in calls if verb == "swap"]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(220))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, seed):
     """Every call may kill, the calls of a restart too."""
     _, expected = undisturbed
@@ -300,3 +300,32 @@ def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner,
     assert play.deaths > 5
     store.before = store.after = lambda verb, key: None
     check(play, inner, expected)
+
+
+def test_an_owner_that_comes_after_a_hundred_asks_no_more_of_the_store_than_the_first(runner):
+    """Or owners that die while they take a model over make it ever harder for the next one."""
+    store = FaultyStore(MemoryStore())
+    play = Play(store, runner)
+    play.do(lambda: play.cloud.put_model("acme", MODEL, plan()))
+    play.put_program()
+    play.host(lambda model: model.start(fake_initial))
+    play.check_in("a", "b")
+    play.upload("a", 0.5)
+
+    def dies_before_the_manifest(verb: str, key: str) -> None:
+        if verb == "put_new" and key.startswith(places.versions(MODEL)):
+            raise Crash
+
+    store.before = dies_before_the_manifest
+    body = encode_update(np.zeros(SIZE, dtype=np.float32), 3, 0.5)
+    with pytest.raises(Crash):
+        runner.run(play.cloud.updates.take_in(play.works["b"], body))
+    asked = []
+    for _ in range(100):
+        store.calls.clear()
+        with pytest.raises(Crash):
+            DurableModel(store, MODEL, play.clock)
+        asked.append(len(store.calls))
+    assert set(asked) == {asked[0]}
+    store.before = lambda verb, key: None
+    assert DurableModel(store, MODEL, play.clock).info().version == 1
