@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## The main job: phones train HAR-Wild through the cloud, on this machine
+demo: $(VENV)/.demo ## The main job: phones train both models through the cloud, on this machine
 	$(BIN)/flsys demo
 
 test: $(VENV)/.dev ## All tests: those without Ray on all cores, then those on one real cluster
@@ -37,6 +37,7 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/contention.py
 	$(BIN)/python benchmarks/isolation.py
 	$(BIN)/python benchmarks/many_models.py
+	$(BIN)/python benchmarks/two_apps.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
 
