@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench openapi clean
+.PHONY: help demo test check soak format bench openapi clean
 
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ check: $(VENV)/.dev ## Style, types, import contracts, docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/docs
+
+SEEDS ?= 10000
+soak: $(VENV)/.dev ## Disasters by the thousand: make soak SEEDS=100000
+	$(BIN)/python tests/faults/soak.py --seeds $(SEEDS)
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
