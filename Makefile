@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format bench openapi clean
+.PHONY: help demo test check soak format bench openapi wheel clean
 
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,7 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/program_step.py
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/capacity.py
 	$(BIN)/python benchmarks/actor_memory.py
 	$(BIN)/python benchmarks/asynchronous.py
 	$(BIN)/python benchmarks/contention.py
@@ -48,8 +49,13 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 openapi: $(VENV)/.dev ## Write docs/openapi.json anew
 	$(BIN)/python -m flsys_ray.http.openapi > docs/openapi.json
 
+wheel: $(BIN)/python ## Build dist/flsys_ray-*.whl, for cluster.yaml
+	rm -rf dist build
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
