@@ -83,6 +83,14 @@ async def get_version(
     return await _send(cloud, request, download, (model, "version"))
 
 
+@router.get("/models/{model}/control/{sha256}", response_class=Response, responses=_file(SAFETENSORS))
+async def get_control(cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256) -> Response:
+    """Download the control that an assignment names: one float32 tensor `control`. Immutable; `Range` resumes."""
+    cloud.check_owner(app_id, model)
+    download = Download(places.control(model, sha256), sha256, SAFETENSORS, FOR_EVER, {})
+    return await _send(cloud, request, download, (model, "control"))
+
+
 @router.put(
     "/assignments/{assignment_id}/update", openapi_extra={"requestBody": {"required": True, **_binary(SAFETENSORS)}}
 )
@@ -91,6 +99,7 @@ async def put_update(
 ) -> UpdateReply:
     """Upload the update of an assignment: one float32 tensor `delta`, metadata `num_examples` and `loss`.
 
+    If the assignment has a `control`, the file has a second float32 tensor of that name, and otherwise none.
     200 says that it is durable and counted. It may be repeated at any time and counts once. 410: the round is over.
     """
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
