@@ -3,7 +3,7 @@
 from itertools import islice
 
 from flsys_ray.cloud import places
-from flsys_ray.cloud.journal import Entry, Journal, VersionRef
+from flsys_ray.cloud.journal import Journal, VersionRef
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import Missing, NotFound
 from flsys_ray.storage.base import put_same
@@ -46,7 +46,7 @@ def weights_of(journal: Journal, newest: VersionRef, number: int) -> str:
 
 
 def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
-    made = next(entry for entry in journal.entries_backwards() if _makes(entry) == ref.number)
+    made = journal.entry(ref.entry)
     round_ = made.head.last_round.round if made.kind == "closed" and made.head.last_round else None
     return VersionInfo(
         model=journal.model,
@@ -55,7 +55,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         optimizer_sha256=ref.optimizer_sha256,
         optimizer_step=ref.optimizer_step,
         program_sha256=str(made.head.program_sha256),
-        plan_sha256=_plan_of(journal, made),
+        plan_sha256=ref.plan_sha256,
         round=round_,
         committed_at=made.at,
         updates=list(made.updates),
@@ -71,6 +71,8 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
     old = _info(journal, number)
     return VersionRef(
         number=newest.number + 1,
+        entry=journal.next_entry,
+        plan_sha256=old.plan_sha256,
         weights_sha256=old.weights_sha256,
         optimizer_sha256=old.optimizer_sha256,
         optimizer_step=old.optimizer_step,
@@ -81,28 +83,3 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
 
 def _info(journal: Journal, number: int) -> VersionInfo:
     return VersionInfo.model_validate_json(journal.store.get(places.version(journal.model, number)).body)
-
-
-def _plan_of(journal: Journal, made: Entry) -> str:
-    """Return the plan that made a version: a restored one has that of the version that it repeats."""
-    version = made.head.version
-    if made.kind == "restored" and version is not None and version.restored_from is not None:
-        return _info(journal, version.restored_from).plan_sha256
-    return made.head.plan_sha256 if made.kind == "started" else _plan_of_round_before(journal, made)
-
-
-def _plan_of_round_before(journal: Journal, closed: Entry) -> str:
-    """Return the plan of the round that an entry closed: the one that the entry before it says is open."""
-    before = next(entry for entry in journal.entries_backwards() if entry.seq < closed.seq)
-    return before.head.round_plan_sha256
-
-
-def _makes(entry: Entry) -> int | None:
-    """Return the number of the version that an entry makes, if it makes one."""
-    if entry.kind == "started":
-        return 0
-    if entry.kind == "restored" and entry.head.version is not None:
-        return entry.head.version.number
-    if entry.kind == "closed" and entry.head.last_round is not None:
-        return entry.head.last_round.committed
-    return None

@@ -39,9 +39,14 @@ class _Record(BaseModel):
 
 
 class VersionRef(_Record):
-    """Where a version's numbers are. `restored_from` is the older version that it has them from, if it has."""
+    """Where a version's numbers are, and what made it: the log's entry of that number, under a plan.
+
+    `restored_from` is the older version that it has its numbers from, if it has.
+    """
 
     number: int
+    entry: int
+    plan_sha256: str
     weights_sha256: str
     optimizer_sha256: str
     optimizer_step: int
@@ -101,6 +106,11 @@ class Journal:
         self._next = 0
         self._closed: int | None = -1
 
+    @property
+    def next_entry(self) -> int:
+        """The number of the entry that is appended next."""
+        return self._next
+
     def read_tail(self) -> Entry:
         """Return the last entry, and append behind it from now on. Raises `NotFound` for an empty log."""
         key = last_key(self.store, places.log(self.model))
@@ -148,16 +158,15 @@ class Journal:
         for key in self.store.list(places.log(self.model)):
             yield self._read(key)
 
-    def entries_backwards(self) -> Iterator[Entry]:
-        """Yield the entries before the next one, newest first."""
-        for seq in range(self._next - 1, -1, -1):
-            yield self._read(places.log_entry(self.model, seq))
+    def entry(self, seq: int) -> Entry:
+        """Return the entry of a number. Raises `Missing`."""
+        return self._read(places.log_entry(self.model, seq))
 
     def closed_backwards(self) -> Iterator[Entry]:
         """Yield the entries that ended a round, newest first."""
         seq = self._next - 1 if self._closed is None else self._closed
         while seq >= 0:
-            entry = self._read(places.log_entry(self.model, seq))
+            entry = self.entry(seq)
             if entry.kind in ROUND_ENDS:
                 yield entry
             seq = seq - 1 if entry.closed_before is None else entry.closed_before

@@ -195,8 +195,8 @@ class DurableModel:
         state = self._plan.server_optimizer.init(version.parameters.size)
         started = prepared(Version(0, version.parameters, state), self._plan)
         with self._trusted():
-            ref = save_version(self.store, self.model, started, self._plan.server_optimizer)
             digest = self._head.plan_sha256
+            ref = save_version(self._journal, started, self._plan.server_optimizer, digest)
             opened_at = self._clock()
             self._append("started", state="training", version=ref, opened_at=opened_at, round_plan_sha256=digest)
             finish_commit(self._journal, ref)
@@ -318,7 +318,7 @@ class DurableModel:
         lines: tuple[UpdateLine, ...] = ()
         if summary.commit is not None:
             optimizer = coordinator.plan.server_optimizer
-            ref = save_version(self.store, self.model, summary.commit.version, optimizer)
+            ref = save_version(self._journal, summary.commit.version, optimizer, self._head.round_plan_sha256)
             lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
         info = round_info(summary, self._evaluations)
         state = "finished" if self._plan_ends_at(ref) else self._head.state

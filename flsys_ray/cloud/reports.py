@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.journal import ROUND_ENDS, Head, Journal
+from flsys_ray.cloud.journal import Head, Journal
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
@@ -84,10 +84,8 @@ def closed_rounds(journal: Journal, since: int) -> list[RoundInfo]:
 
 
 def _newest_first(journal: Journal, since: int) -> Iterator[RoundInfo]:
-    for entry in journal.entries_backwards():
-        if (
-            entry.head.round <= since
-        ):  # the round that was open then, `since` or an earlier one: nothing older is wanted
+    for entry in journal.closed_backwards():
+        closed = entry.head.last_round
+        if closed is None or closed.round < since:
             return
-        if entry.kind in ROUND_ENDS and entry.head.last_round is not None:
-            yield entry.head.last_round
+        yield closed

@@ -107,7 +107,7 @@ class Standings:
         journal = Journal(self._store, model)
         journal.read_tail()
         held: set[str] = set()
-        for entry in journal.entries_backwards():
+        for entry in journal.closed_backwards():
             if entry.head.round <= since:
                 break
             held.update(line.assignment_id for line in entry.updates)

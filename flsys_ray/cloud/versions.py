@@ -6,7 +6,7 @@ import numpy as np
 import safetensors.numpy
 
 from flsys_ray.cloud import places
-from flsys_ray.cloud.journal import VersionRef
+from flsys_ray.cloud.journal import Journal, VersionRef
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.optimizers.base import ServerOptimizer
 from flsys_ray.core.plan import TrainingPlan, parse_plan_json
@@ -23,8 +23,9 @@ def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def save_version(store: ObjectStore, model: str, version: Version, optimizer: ServerOptimizer) -> VersionRef:
-    """Store a version's numbers. It is no version yet: an entry of the log makes it one."""
+def save_version(journal: Journal, version: Version, optimizer: ServerOptimizer, plan_sha256: str) -> VersionRef:
+    """Store a version's numbers. It is no version yet: the next entry of the log makes it one."""
+    store, model = journal.store, journal.model
     weights = encode_vector("parameters", version.parameters)
     state = encode_state(version.optimizer_state, optimizer)
     put_same(store, places.weights(model, sha256(weights)), weights)
@@ -32,6 +33,8 @@ def save_version(store: ObjectStore, model: str, version: Version, optimizer: Se
     control_sha256 = None if version.control is None else save_control(store, model, version.control)
     return VersionRef(
         number=version.number,
+        entry=journal.next_entry,
+        plan_sha256=plan_sha256,
         weights_sha256=sha256(weights),
         optimizer_sha256=sha256(state),
         optimizer_step=version.optimizer_state.step,

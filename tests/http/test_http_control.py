@@ -210,7 +210,7 @@ def test_real_phones_train_with_controls_and_a_replay_gives_the_same_bits(world:
     served_control = load(world.http.get(f"/v1/models/tiny/control/{digest}", headers=bearer(key)).content)["control"]
     assert np.abs(served_control - np.mean(own, axis=0)).max() < 1e-5
     assert np.abs(own[0] - own[1]).max() > 0.1
-    assert [one.verdict for one in replay(world.store, "tiny")] == ["equal"] * 4
+    assert [one.verdict for one in replay(world.store, "acme/tiny")] == ["equal"] * 4
 
 
 def own_control(folder: Path) -> np.ndarray:

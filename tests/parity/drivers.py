@@ -30,9 +30,9 @@ from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 from flsys_ray.wire.tensors import decode_vector, encode_update
 
-MODEL, APP = "tiny", "acme"
+APP, NAME, MODEL = "acme", "tiny", "acme/tiny"
 Verb = Literal["check_in", "upload", "give_back", "wait"]
-CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=MODEL, examples=5)])
+CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=NAME, examples=5)])
 
 
 @dataclass(frozen=True)
@@ -150,21 +150,21 @@ class HostsDriver:
         """Have the model train."""
         self.cloud, self.plan = Cloud(self.store, self.hosts, self.clock), plan
         self.size = read_manifest(program).parameters
-        self.runner.run(self.cloud.put_model(APP, MODEL, plan))
-        self.runner.run(self.cloud.put_program(APP, MODEL, program))
-        self.runner.run(self.cloud.act(APP, MODEL, "start"))
+        self.runner.run(self.cloud.put_model(APP, NAME, plan))
+        self.runner.run(self.cloud.put_program(APP, NAME, program))
+        self.runner.run(self.cloud.act(APP, NAME, "start"))
         return self
 
     def play(self, step: Step) -> str:
         if step.verb == "wait":
             self.advance(step.seconds)
-            self.runner.run(self.cloud.info(APP, MODEL))
+            self.runner.run(self.cloud.info(APP, NAME))
             return "waited"
         return self.runner.run(self._play(step))
 
     def versions(self) -> list[bytes]:
-        numbers = self.cloud.versions(APP, MODEL).versions
-        infos = [self.runner.run(self.cloud.version(APP, MODEL, number)) for number in numbers]
+        numbers = self.cloud.versions(APP, NAME).versions
+        infos = [self.runner.run(self.cloud.version(APP, NAME, number)) for number in numbers]
         bodies = [self.store.get(places.weights(MODEL, info.weights_sha256)).body for info in infos]
         hashes = [info.control_sha256 for info in infos]
         controls = [self.store.get(places.control(MODEL, found)).body if found else None for found in hashes]
@@ -205,7 +205,7 @@ class HttpDriver:
     def open(self, plan: TrainingPlan) -> "HttpDriver":
         """Have the model train."""
         self.key, self.plan = self.world.app(APP), plan
-        self.world.training(self.key, MODEL, plan.model_dump(mode="json"))
+        self.world.training(self.key, NAME, plan.model_dump(mode="json"))
         return self
 
     def play(self, step: Step) -> str:
@@ -216,7 +216,7 @@ class HttpDriver:
             return "waited"
         token = self.world.device(self.key, step.device)
         if step.verb == "check_in":
-            reply = self.world.check_in(token, MODEL)
+            reply = self.world.check_in(token, NAME)
             if reply["rejections"]:
                 return str(reply["rejections"][0]["reason"])
             work = self.works[step.device] = reply["assignments"][0]
@@ -229,11 +229,11 @@ class HttpDriver:
         return _said(self.world.upload(token, work, body))
 
     def versions(self) -> list[bytes]:
-        base = f"/v1/models/{MODEL}/versions"
+        base = f"/v1/models/{NAME}/versions"
         numbers = self.world.http.get(base, headers=bearer(self.key)).json()["versions"]
         bodies = [self.world.http.get(f"{base}/{number}", headers=bearer(self.key)).content for number in numbers]
-        hashes = [self.world.manifest(self.key, number, MODEL)["control_sha256"] for number in numbers]
-        paths = [f"/v1/models/{MODEL}/control/{found}" if found else None for found in hashes]
+        hashes = [self.world.manifest(self.key, number, NAME)["control_sha256"] for number in numbers]
+        paths = [f"/v1/models/{NAME}/control/{found}" if found else None for found in hashes]
         controls = [self.world.http.get(path, headers=bearer(self.key)).content if path else None for path in paths]
         return _decoded(bodies, controls, self.world.size)
 

@@ -30,9 +30,9 @@ from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.schemas import CheckInRequest, EvaluationRequest, ModelCandidacy, ModelInfo, VersionInfo
 from flsys_ray.wire.tensors import encode_update
 
-MODEL = "har"
+NAME, MODEL = "har", "acme/har"
 WRITES, READS = ("put_new", "swap"), ("get", "list")
-CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=MODEL, examples=5)])
+CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=NAME, examples=5)])
 
 
 def plan(**changes: object) -> TrainingPlan:
@@ -142,7 +142,7 @@ class Play:
 
 def session(play: Play) -> None:
     """All that can happen to a model: rounds that fill, that end by their deadline, that miss their quorum."""
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan()))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan()))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
     play.check_in("a", "b", "c")
@@ -151,7 +151,7 @@ def session(play: Play) -> None:
     play.give_back("c")
     play.upload("b", -0.25)  # fills the round: version 1
     play.late("c")
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan(local={"epochs": 7})))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan(local={"epochs": 7})))
     play.check_in("a", "b")
     play.upload("a", 1.0)
     play.until_the_round_is_over()  # one update of two: round 1 misses its quorum, and has the plan of before
@@ -281,7 +281,7 @@ def test_nothing_in_the_store_is_ever_replaced(undisturbed):
     assert not [key for verb, key in calls if verb == "swap"]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(220))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, seed):
     """Every call may kill, the calls of a restart too."""
     _, expected = undisturbed
@@ -300,3 +300,32 @@ def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner,
     assert play.deaths > 5
     store.before = store.after = lambda verb, key: None
     check(play, inner, expected)
+
+
+def test_an_owner_that_comes_after_a_hundred_asks_no_more_of_the_store_than_the_first(runner):
+    """Or owners that die while they take a model over make it ever harder for the next one."""
+    store = FaultyStore(MemoryStore())
+    play = Play(store, runner)
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan()))
+    play.put_program()
+    play.host(lambda model: model.start(fake_initial))
+    play.check_in("a", "b")
+    play.upload("a", 0.5)
+
+    def dies_before_the_manifest(verb: str, key: str) -> None:
+        if verb == "put_new" and key.startswith(places.versions(MODEL)):
+            raise Crash
+
+    store.before = dies_before_the_manifest
+    body = encode_update(np.zeros(SIZE, dtype=np.float32), 3, 0.5)
+    with pytest.raises(Crash):
+        runner.run(play.cloud.updates.take_in(play.works["b"], body))
+    asked = []
+    for _ in range(100):
+        store.calls.clear()
+        with pytest.raises(Crash):
+            DurableModel(store, MODEL, play.clock)
+        asked.append(len(store.calls))
+    assert set(asked) == {asked[0]}
+    store.before = lambda verb, key: None
+    assert DurableModel(store, MODEL, play.clock).info().version == 1
