@@ -198,6 +198,12 @@ class S3Server:
         query = "&".join(f"{name}={value}" for name, value in given.items())
         return f"s3://{BUCKET}/{prefix or uuid.uuid4().hex}?{query}"
 
+    def settle(self) -> None:
+        """Wait for every connection that was opened before one that has been answered. Each has a thread of its own."""
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join()
+
     @contextlib.contextmanager
     def running(self) -> Iterator["S3Server"]:
         import boto3

@@ -257,7 +257,8 @@ class DurableModel:
         head, coordinator = self._head, self._open()
         parameters = self._manifest.parameters if self._manifest else None
         now_open = open_round(coordinator) if coordinator is not None else None
-        return model_info(self.model, head, self._plan, parameters, now_open)
+        seen = self._evaluating.seen(head, self._plan, self._clock())
+        return model_info(self.model, head, self._plan, parameters, now_open, seen=seen)
 
     def rounds(self, since: int = 0) -> list[RoundInfo]:
         """Return the rounds that are over, from number `since` on, oldest first."""
@@ -360,12 +361,12 @@ class DurableModel:
 
     def _check_in(self, device_id: str) -> Offer | Rejected:
         head, coordinator = self._head, self._coordinator
-        if coordinator is None or head.version is None or head.state != "training":
-            return Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
-        now = self._clock()
-        outcome = coordinator.check_in(device_id, now)
+        now, idle = self._clock(), Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
+        if coordinator is None or head.version is None:
+            return idle
+        outcome = coordinator.check_in(device_id, now) if head.state == "training" else idle
         if isinstance(outcome, Rejected):
-            outcome = self._evaluating.check_in(coordinator, device_id, now) or outcome
+            outcome = self._evaluating.check_in(head, self._plan, device_id, now) or outcome
         if isinstance(outcome, Rejected):
             return outcome
         evaluates = is_evaluation(outcome.assignment_id)

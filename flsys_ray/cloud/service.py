@@ -13,7 +13,7 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.evaluating import version_metrics
-from flsys_ray.cloud.evaluations import check_evaluation
+from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.model import create_model
@@ -238,12 +238,20 @@ class Cloud:
             raise NotFound(f"model {model!r} has no version {number}") from None
 
     async def version_evaluation(self, app_id: str, model: str, number: int | None) -> VersionEvaluation:
-        """Return what evaluation assignments found about a version; None: the one that serves. Raises `NotFound`."""
+        """Return what phones found about a version; None: the one that serves. Raises `NotFound`."""
         info = await self.version(app_id, model, number)
         found = self.find(app_id, model)
-        metrics = await asyncio.to_thread(version_metrics, self.store, found, info.version)
-        classes = list(self.manifest(found, info.program_sha256).classes)
-        return VersionEvaluation(model=model, version=info.version, classes=classes, metrics=metrics)
+        assigned = await asyncio.to_thread(version_metrics, self.store, found, info.version)
+        rounds = await self.hosts.model(found).rounds(info.version)  # each version ends a round: none of it is before
+        cohort = combined(*(closed.evaluation for closed in rounds if closed.version == info.version))
+        return VersionEvaluation(
+            model=model,
+            version=info.version,
+            classes=list(self.manifest(found, info.program_sha256).classes),
+            metrics=combined(cohort, assigned),
+            cohort=cohort,
+            assigned=assigned,
+        )
 
     def manifest(self, model: str, program_sha256: str) -> Manifest:
         """Return the manifest of a stored program of the model of this id."""

@@ -271,6 +271,17 @@ class OpenRound(Message):
     )
 
 
+class EvaluationProgress(Message):
+    """How far the evaluation assignments of a version are. The counters reconcile as those of a round do.
+
+    What is out and not back is the owner's to know: of a model that nobody has called lately, only what was counted.
+    """
+
+    version: int
+    cohort: int = Field(description="how many devices the plan asks for")
+    counters: RoundCounters
+
+
 class ModelInfo(Message):
     """One model at this moment."""
 
@@ -285,7 +296,11 @@ class ModelInfo(Message):
     parameters: int | None
     open_round: OpenRound | None
     rounds_closed: int
-    last_metrics: Metrics | None
+    last_metrics: Metrics | None = Field(
+        description="of the version that the last round began with: on its cohort's held-out examples, and of "
+        "evaluation assignments; a device that did both counts twice"
+    )
+    evaluation: EvaluationProgress | None = Field(None, description="evaluation assignments, if the plan asks for any")
     plan: TrainingPlan
 
 
@@ -341,12 +356,16 @@ class VersionInfo(Message):
 
 
 class VersionEvaluation(Message):
-    """What evaluation assignments found about a version. `metrics` is None before the first report."""
+    """What phones found about a version. Each of the three is None before the first report."""
 
     model: Name
     version: int
     classes: list[str]
-    metrics: Metrics | None
+    metrics: Metrics | None = Field(description="`cohort` and `assigned` together; a device in both counts twice")
+    cohort: Metrics | None = Field(
+        None, description="of devices that had it to train from, on examples held out there; of rounds that are over"
+    )
+    assigned: Metrics | None = Field(None, description="of devices with an evaluation assignment")
 
 
 class VersionsReply(Message):

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.client
 import logging
+import random
 import subprocess
 import sys
 from urllib.parse import parse_qs, urlsplit
@@ -202,6 +203,7 @@ def test_the_time_of_all_tries_is_bounded(server, client):
 
 
 def test_pauses_are_drawn_below_a_bound_that_doubles(server, new_store):
+    random.seed(0)
     store, pauses = new_store(), []
     store._pause = pauses.append
     for _ in range(40):

@@ -187,8 +187,9 @@ def test_a_port_in_use_is_named(machine: Machine) -> None:
 
 def test_the_demo_trains_two_models_of_two_apps_on_the_same_phones(machine: Machine) -> None:
     machine.told("data", "synthesize", "--users", "10", "--texts", "6")
-    report = machine.read("demo", "--phones", "4", "--versions", "2", "--keep", "demo")
-    assert report == json.loads((machine.home / "demo" / "demo.json").read_text())
+    kept = machine.home / "demo"
+    report = machine.read("demo", "--phones", "4", "--versions", "2", "--keep", str(kept))
+    assert report == json.loads((kept / "demo.json").read_text())
     assert [(model["model"], model["app"]) for model in report["models"]] == [
         ("har-wild", "fitness"),
         ("sentiment", "keyboard"),
@@ -199,19 +200,20 @@ def test_the_demo_trains_two_models_of_two_apps_on_the_same_phones(machine: Mach
         assert [result["version"] for result in model["versions"]] == [0, 1, 2]
         assert all(result["source"] == "synthetic" and 0 <= result["accuracy"] <= 1 for result in model["versions"])
         assert 0 < model["commonest"]["accuracy"] < 1
-        phones = sorted(path.name for path in (machine.home / "demo" / "phones" / model["app"]).glob("phone-*"))
+        phones = sorted(path.name for path in (kept / "phones" / model["app"]).glob("phone-*"))
         assert phones == [f"phone-{index:05d}" for index in range(4)]
-    assert of_folder(machine.home / "demo") == []
+    assert of_folder(kept) == []
 
 
 def test_an_interrupted_demo_leaves_no_process_behind(machine: Machine) -> None:
+    kept = machine.home / "interrupted"
     with (machine.home / "interrupted.log").open("w") as log:
-        demo = machine.start("demo", "--phones", "4", "--versions", "500", "--keep", "interrupted", log=log)
+        demo = machine.start("demo", "--phones", "4", "--versions", "500", "--keep", str(kept), log=log)
         try:
             assert demo.stdout is not None
             while not demo.stdout.readline().startswith("phones"):
                 assert demo.poll() is None, (machine.home / "interrupted.log").read_text()
-            assert of_folder(machine.home / "interrupted") != []
+            assert of_folder(kept) != []
             demo.send_signal(signal.SIGINT)
             assert demo.wait(90) == 128 + signal.SIGINT
         finally:
@@ -219,7 +221,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(machine: Machine) -> None:
             demo.wait(30)
             demo.stdout.close()
     assert "Traceback" not in (machine.home / "interrupted.log").read_text()
-    assert of_folder(machine.home / "interrupted") == []
+    assert of_folder(kept) == []
 
 
 def test_by_hand_from_up_to_an_evaluated_version(machine: Machine, up: list[Up]) -> None:
