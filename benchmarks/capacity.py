@@ -124,7 +124,7 @@ def plan(figures: Figures, requests: dict[str, dict[str, float]], phones: int) -
 
 
 def count_requests(devices: int = 64) -> dict[str, dict[str, float]]:
-    """Return the requests of the store for one check-in and one upload, in the middle of a round and with its commit."""
+    """Return the requests of the store for one check-in and one upload; a round's commit is shared by its uploads."""
     return asyncio.run(_count(devices))
 
 

@@ -102,9 +102,15 @@ async def put_update(
 
     If the assignment has a `control`, the file has a second float32 tensor of that name, and otherwise none.
     200 says that it is durable and counted. It may be repeated at any time and counts once. 410: the round is over.
+    429: the app uploads too much; nothing was read, and the update is welcome after `Retry-After`.
     """
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
+    if cloud.quotas.is_fresh(device.app_id):
+        cloud.quotas.admit_upload(device.app_id)
+    else:
+        await run_in_threadpool(cloud.quotas.admit_upload, device.app_id)
     body = await read_body(request, cloud.updates.max_bytes(ticket))
+    cloud.quotas.count_upload(device.app_id, len(body))
     return await cloud.updates.take_in(ticket, body)
 
 

@@ -203,6 +203,9 @@ class Quotas(Message):
     models: int = Field(1_000, ge=0, description="that are not archived")
     stored_bytes: int = Field(10**12, ge=0, description="of programs and counted updates")
     checkins_per_min: int = Field(600_000, ge=1, description="of all its devices, at each replica of the cloud")
+    upload_bytes_per_min: int = Field(
+        60 * 10**9, ge=1, description="of all updates, repeats and refused ones too, at each replica of the cloud"
+    )
 
 
 class CreateApp(Message):

@@ -322,6 +322,19 @@ def test_a_signed_address_says_what_it_binds_and_for_how_long(new_store):
     assert SECRET not in str(query)
 
 
+def test_a_signed_address_is_of_the_buckets_own_region(monkeypatch):
+    """Amazon's global address redirects, and a redirected signature does not match."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    hosts = {
+        "bucket": "bucket.s3.eu-west-1.amazonaws.com",
+        "my.bucket": "s3.eu-west-1.amazonaws.com",
+    }
+    for bucket, host in hosts.items():
+        signed = S3Store(parse_place(f"s3://{bucket}/p?region=eu-west-1")).presigned_put("k", 1, 60)
+        assert urlsplit(signed.url).netloc == host
+
+
 @pytest.mark.parametrize(("key", "size", "expires_s"), [("../k", 1, 60), ("k", -1, 60), ("k", 1, 0), ("k", 1, 1e9)])
 def test_a_signed_address_is_refused_for_what_cannot_be(new_store, key, size, expires_s):
     with pytest.raises(InvalidInput):

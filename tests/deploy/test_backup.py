@@ -1,7 +1,8 @@
 """Copies of a store that is in use: which order of copying gives one that recovers, and which does not.
 
-A scripted session is played once, and every write is noted. Copies that take one part of the store when `i` writes were
-done, and the rest when `j` were, are then made for every `i` and many `j >= i`; a new owner starts on each and trains on.
+A scripted session is played once, and every write is noted. Copies that take one part of the store when `i` writes
+were done, and the rest when `j` were, are then made for every `i` and many `j >= i`; a new owner starts on each and
+trains on.
 """
 
 import os
@@ -135,12 +136,14 @@ def is_log(key: str) -> bool:
 
 
 def copies(session: Session, first: Part) -> Iterator[tuple[int, int, MemoryStore]]:
-    """Yield (i, j, copy) of copies that take the keys of `first` after `i` writes, the others after `j`: every third j."""
+    """Yield (i, j, copy): the copy takes keys of `first` after `i` writes, the others after `j`. Every third `j`."""
     started = next(n for n, (key, body) in enumerate(session.writes, 1) if is_log(key) and b'"started"' in body)
     for i in range(started, len(session.writes) + 1):
         for j in range(i, len(session.writes) + 1, 3):
             copy = MemoryStore()
-            for key, body in [w for w in session.writes[:i] if first(w[0])] + [w for w in session.writes[:j] if not first(w[0])]:
+            for key, body in [w for w in session.writes[:i] if first(w[0])] + [
+                w for w in session.writes[:j] if not first(w[0])
+            ]:
                 copy.put_new(key, body)
             yield i, j, copy
 
