@@ -60,6 +60,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         committed_at=made.at,
         updates=list(made.updates),
         restored_from=ref.restored_from,
+        control_sha256=ref.control_sha256,
     )
 
 
@@ -76,6 +77,7 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
         optimizer_sha256=old.optimizer_sha256,
         optimizer_step=old.optimizer_step,
         restored_from=number,
+        control_sha256=old.control_sha256,
     )
 
 

@@ -11,7 +11,8 @@ from flsys_ray.core.types import Assignment, Rejected
 class Offer:
     """An assignment, and all that the device must be told with it.
 
-    `serving`: the base version is fit for inference too, since no other one has been promoted.
+    `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
+    control to train with, for a rule that carries one.
     """
 
     assignment: Assignment
@@ -21,6 +22,7 @@ class Offer:
     parameters: int
     local: LocalTraining
     serving: bool = True
+    control_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from flsys_ray.wire.schemas import (
     AssignmentMessage,
     CheckInReply,
     CheckInRequest,
+    ControlLink,
     EnrolReply,
     EvaluationReply,
     EvaluationRequest,
@@ -280,7 +281,7 @@ class Cloud:
         return [info for info in found if info is not None]
 
     def _message(self, offer: Offer) -> AssignmentMessage:
-        work = offer.assignment
+        work, control = offer.assignment, offer.control_sha256
         base = f"/v1/models/{model_name(work.model)}"
         return AssignmentMessage(
             assignment_id=work.assignment_id,
@@ -291,9 +292,11 @@ class Cloud:
             version=work.version,
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
+            control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
             local=offer.local,
             upload=UploadLink(
-                url=f"/v1/assignments/{work.assignment_id}/update", max_bytes=max_update_bytes(offer.parameters)
+                url=f"/v1/assignments/{work.assignment_id}/update",
+                max_bytes=max_update_bytes(offer.parameters, control=control is not None),
             ),
             deadline_s=max(0.0, work.deadline - self.clock()),
             serving=offer.serving,

@@ -24,7 +24,7 @@ from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
-from flsys_ray.core.step import next_version
+from flsys_ray.core.step import committed, prepared
 from flsys_ray.core.types import (
     Assignment,
     Commit,
@@ -91,7 +91,7 @@ class Coordinator:
         self.model = model
         self.layout = layout
         self.plan = plan
-        self.version = version
+        self.version = prepared(version, plan)
         self.round = round_
         self.opened_at = opened_at
         self.asked_at: float | None = None  # the first device asked: a selector that turns all away opens up in time
@@ -174,7 +174,7 @@ class Coordinator:
             return self._rejected("given-back", work.device_id, now)
         if self.counters.counted >= self.plan.pacing.max_updates:
             return self._rejected("round-over", work.device_id, now)
-        flaw = flaw_of(update, self.layout.size, self.plan.limits.max_abs_delta)
+        flaw = flaw_of(update, self.layout.size, self.plan)
         if flaw:
             return Rejected("unusable", self._retry_after_s(work.device_id, now), flaw)
         self._record(Entry(work, "counted", self._add(update), update.loss, update.num_bytes), now)
@@ -279,7 +279,8 @@ class Coordinator:
         examples = min(update.num_examples, self.plan.limits.max_examples)
         staleness = self.version.number - work.version if work.round != self.round else 0
         weight = examples if self._staleness is None else self._staleness.weight.units(examples, staleness)
-        contribution = Contribution(work.assignment_id, update.delta, weight, update.loss, update.num_steps)
+        measures = (weight, update.loss, update.num_steps)
+        contribution = Contribution(work.assignment_id, update.delta, *measures, control=update.control)
         self._fold = self.plan.aggregation.add(self._fold, contribution)
         if self._held is not None:
             self._held.hold(work.assignment_id, update.delta)
@@ -349,8 +350,7 @@ class Coordinator:
         return max(SOON_S, left / 2) * (0.75 + 0.5 * jitter)
 
     def _commit(self) -> Commit:
-        delta = self.plan.aggregation.finish(self._fold, self._updates)
-        version = next_version(self.version, delta, self.layout, self.plan.server_optimizer)
+        version, delta = committed(self.version, self._fold, self._updates, self.layout, self.plan)
         refs = tuple(entry.ref for entry in self._ledger.counted() if entry.ref is not None)
         return Commit(version, refs, float(np.sqrt(np.sum(delta * delta))))
 

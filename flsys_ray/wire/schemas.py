@@ -94,6 +94,13 @@ class WeightsLink(Message):
     sha256: Sha256
 
 
+class ControlLink(Message):
+    """Where the control of the base version is (see `aggregation: scaffold`), and the hash of the whole file."""
+
+    url: str
+    sha256: Sha256
+
+
 class UploadLink(Message):
     """Where the update goes, and what it may be."""
 
@@ -120,6 +127,9 @@ class AssignmentMessage(Message):
     program: ProgramLink
     weights: WeightsLink
     augmentation: ProgramLink | None = None
+    control: ControlLink | None = Field(
+        None, description="train with it, and upload the change of the device's own as a second tensor, `control`"
+    )
     local: LocalTraining
     upload: UploadLink
     deadline_s: float = Field(description="seconds from now")
@@ -345,6 +355,7 @@ class VersionInfo(Message):
     committed_at: float
     updates: list[UpdateLine]
     restored_from: int | None = Field(None, description="the older version whose parameters it has, after a rollback")
+    control_sha256: Sha256 | None = Field(None, description="of the control that the aggregation rule carries")
 
 
 class VersionEvaluation(Message):

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
-from flsys_ray.cloud import model as model_module
+from flsys_ray.cloud import recovery as recovery_module
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.journal import Entry, Journal
 from flsys_ray.cloud.updates import Updates
@@ -70,7 +70,7 @@ def a_log_that_can_be_written_over() -> Iterator[None]:
 @contextmanager
 def a_recovery_that_forgets() -> Iterator[None]:
     """Who takes a model over does not look for the updates of the open round."""
-    with patch.object(model_module, "refold", lambda journal, coordinator, now: None):
+    with patch.object(recovery_module, "refold", lambda journal, coordinator, now: None):
         yield
 
 
