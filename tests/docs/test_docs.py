@@ -62,7 +62,7 @@ def test_the_picture_is_drawn_from_the_saved_figures() -> None:
     for model in report["models"]:
         first, last = model["versions"][0], model["versions"][-1]
         shown = f"{first['macro_f1']:.3f} -> {last['macro_f1']:.3f}"
-        assert re.search(rf"^\W*{model['model']} .*{re.escape(shown)}", printed, re.MULTILINE), "text and JSON of two runs"
+        assert re.search(rf"^\W*{model['model']} .*{re.escape(shown)}", printed, re.MULTILINE), "two runs"
     assert f"{report['updates']} updates of {report['phones']} phones" in printed
 
 
