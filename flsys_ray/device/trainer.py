@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.examples import Batch
 from flsys_ray.errors import DataInvalid, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_tokenizer
@@ -143,7 +143,7 @@ def train_assignment(
     evaluation = _evaluate(program, base, held_out)
     change = pair.change(delta, trained.steps, local.learning_rate) if pair is not None else None
     update = encode_update(delta, count, trained.loss, max(1, trained.steps), control=change)
-    own = pair.after(change) if pair is not None and change is not None else None
+    own = own_control(pair, change) if pair is not None and change is not None else None
     return LocalResult(update, count, trained.loss, evaluation, own)
 
 
