@@ -40,12 +40,13 @@ class SimulationWorker:
 
 
 class RayExecutor:
-    """`workers` Ray workers. Starts Ray in this process, at normal niceness, if it does not run."""
+    """`workers` Ray workers. Those of the cluster in `RAY_ADDRESS`; else Ray is started here, at normal niceness."""
 
     def __init__(self, specs: Mapping[str, TrainerSpec], workers: int) -> None:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            address = os.environ.get("RAY_ADDRESS", "local")
+            ray.init(address, log_to_driver=False, include_dashboard=False, configure_logging=False)
             self._started = True
         else:
             self._started = False
@@ -65,7 +66,9 @@ class RayExecutor:
         """Train a group, on the worker with the least to do."""
         numbers = tuple(sorted(group.bases))
         bases = [self._version(group.model, number, group.bases[number]) for number in numbers]
-        return self._send(lambda worker: worker.train.remote(group.model, group.works, numbers, *bases), len(group.works))
+        return self._send(
+            lambda worker: worker.train.remote(group.model, group.works, numbers, *bases), len(group.works)
+        )
 
     def evaluate(self, model: str, parameters: Vector) -> "Future[Answers]":
         """Evaluate a version."""

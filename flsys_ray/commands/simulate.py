@@ -2,7 +2,6 @@
 
 import functools
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -63,7 +62,7 @@ def simulate(
         keeper = Checkpoints(out, checkpoint_every_s) if out is not None else None
         if keeper is not None and resume:
             keeper.restore(simulation)
-        show = _shown(models, quiet=str(json_file) == "-")
+        show = _Shown(models, quiet=str(json_file) == "-")
         with show:
             outcome = simulation.run(show.round, keeper.after if keeper is not None else None)
     finally:
@@ -157,7 +156,7 @@ def _executor(name: str, specs: dict[str, "TrainerSpec"], workers: int) -> "Exec
     return InlineExecutor(specs, workers)
 
 
-class _shown:  # noqa: N801 - used as a context
+class _Shown:
     """A progress bar in a terminal, else one line a round."""
 
     def __init__(self, models: list["SimulatedModel"], *, quiet: bool) -> None:

@@ -1,7 +1,7 @@
 """A device's side of SCAFFOLD: how two controls correct its training, and what its own becomes.
 
-Karimireddy et al. 2020 (arXiv 1910.06378), Algorithm 1: lines 10 (the corrected step) and 12, option II. Leaves that are
-not trained have no gradient: there both controls are zero, whatever was sent.
+Karimireddy et al. 2020 (arXiv 1910.06378), Algorithm 1: lines 10 (the corrected step) and 12, option II. Leaves that
+are not trained have no gradient: there both controls are zero, whatever was sent.
 """
 
 from dataclasses import dataclass

@@ -72,9 +72,7 @@ def pool_of(dataset: Dataset, seed: int) -> Pool:
     return make_pool(kept, Examples(np.concatenate([p.x for p in judged]), np.concatenate([p.y for p in judged])))
 
 
-def make_pool(
-    parts: Sequence[tuple[str, NDArray[np.generic], NDArray[np.int32]]], held_out: Examples
-) -> Pool:
+def make_pool(parts: Sequence[tuple[str, NDArray[np.generic], NDArray[np.int32]]], held_out: Examples) -> Pool:
     """Return a pool of users, each with name, x [N, ...] and y [N]. Raises `DataInvalid` if there is none."""
     if not parts:
         raise DataInvalid("population: no user has an example to train on")

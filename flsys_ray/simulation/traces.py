@@ -10,7 +10,7 @@ Made-up traces (`synthetic_traces`) follow what is published, and say where a nu
 - one training in ten is lost (the same: 6 to 10 %; FLASH, Yang et al. 2021, arXiv 2006.06983, found more than 10 %);
   how the losses divide on before, during and after training is ours;
 - devices differ by an order of magnitude in speed and by more in bandwidth (FedScale, Lai et al. 2022, arXiv
-  2105.11367, section 4, after AI Benchmark and MobiPerf). Four classes of devices, the medians and the spreads are ours.
+  2105.11367, section 4, after AI Benchmark and MobiPerf). The four classes, the medians and the spreads are ours.
 """
 
 from dataclasses import dataclass
@@ -123,12 +123,18 @@ def synthetic_traces(devices: int, seed: int) -> Traces:
     starts[:, 1:] = rng.uniform(0, DAY_S, (devices, DAY_WINDOWS))
     ends[:, 1:] = starts[:, 1:] + rng.exponential(DAY_WINDOW_H * 3600, (devices, DAY_WINDOWS))
     shift = np.floor(starts / DAY_S) * DAY_S
+    before, during, after = (np.minimum(uneven * loss, 0.9) for loss in (LOSS_BEFORE, LOSS_DURING, LOSS_AFTER))
     return Traces(
-        *_floats(speed, network * DOWN_BYTES_PER_S, network * UP_BYTES_PER_S),
-        *_floats(*(np.minimum(uneven * loss, 0.9) for loss in (LOSS_BEFORE, LOSS_DURING, LOSS_AFTER))),
-        *_floats(rng.uniform(0.1, 1.0, devices)),
-        np.arange(devices + 1) * count,
-        *_floats((starts - shift).ravel(), (ends - shift).ravel()),
+        speed=_float32(speed),
+        down_bytes_per_s=_float32(network * DOWN_BYTES_PER_S),
+        up_bytes_per_s=_float32(network * UP_BYTES_PER_S),
+        loss_before=_float32(before),
+        loss_during=_float32(during),
+        loss_after=_float32(after),
+        battery_fraction=_float32(rng.uniform(0.1, 1.0, devices)),
+        offsets=np.arange(devices + 1) * count,
+        starts=_float32((starts - shift).ravel()),
+        ends=_float32((ends - shift).ravel()),
     )
 
 
@@ -152,14 +158,14 @@ def read_traces(path: Path) -> Traces:
         raise DataInvalid(f"traces: {path.name} lacks {', '.join(missing)}")
     period_s = float((table.schema.metadata or {}).get(_PERIOD, str(DAY_S).encode()))
     try:
-        floats = [_column(table[name]) for name in _FLOATS]
+        floats = {name: _column(table[name]) for name in _FLOATS}
         lists = [_lists(table[name]) for name in ("starts_s", "ends_s")]
     except pa.ArrowException as error:
         raise DataInvalid(f"traces: {path.name}: {error}") from error
     offsets = lists[0][0]
     if not np.array_equal(offsets, lists[1][0]):
         raise DataInvalid(f"traces: {path.name}: starts_s and ends_s have lists of different lengths")
-    traces = Traces(*floats, offsets, lists[0][1], lists[1][1], period_s)
+    traces = Traces(**floats, offsets=offsets, starts=lists[0][1], ends=lists[1][1], period_s=period_s)
     _check(traces, path.name)
     return traces
 
@@ -176,8 +182,8 @@ def _check(traces: Traces, name: str) -> None:
         raise DataInvalid(f"traces: {name}: a window must begin within the period, and last no longer than one")
 
 
-def _floats(*arrays: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
-    return tuple(array.astype(np.float32) for array in arrays)
+def _float32(array: NDArray[np.float64]) -> NDArray[np.float32]:
+    return array.astype(np.float32)
 
 
 def _column(column: pa.ChunkedArray) -> NDArray[np.float32]:

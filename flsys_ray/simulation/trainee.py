@@ -78,7 +78,13 @@ class Trainee:
             change = pair.change(result.delta, result.steps, self.model.plan.local.learning_rate)
         examples = self.model.population.count(device)
         update = Update(
-            work, result.delta, examples, result.loss, num_steps=result.steps, num_bytes=result.delta.nbytes, control=change
+            work,
+            result.delta,
+            examples,
+            result.loss,
+            num_steps=result.steps,
+            num_bytes=result.delta.nbytes,
+            control=change,
         )
         counted = isinstance(self.coordinator.submit(update, now), Counted)
         if counted and pair is not None and change is not None:

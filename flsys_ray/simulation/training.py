@@ -125,7 +125,9 @@ def group_size_of(plan: TrainingPlan) -> int:
 def updates_of(plan: TrainingPlan) -> int:
     """Return how many updates a version will probably have."""
     pacing = plan.pacing
-    return pacing.cohort if isinstance(pacing, Rounds) else pacing.buffer if isinstance(pacing, Buffered) else pacing.slots
+    return (
+        pacing.cohort if isinstance(pacing, Rounds) else pacing.buffer if isinstance(pacing, Buffered) else pacing.slots
+    )
 
 
 def batches_of(work: Work, local: LocalTraining, size: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
