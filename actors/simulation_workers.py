@@ -1,6 +1,6 @@
 """Ray workers of a simulation: one a core, each with the trainers of all models, and so with many devices.
 
-Examples lie in Ray's object store once a machine, and workers read them there without a copy. Versions too: one object a
+Examples lie in the object store once a machine, and workers read them there without a copy. Versions too: one object a
 version, however many groups begin with it. What is under way is bounded by the loop, which asks for one round at most.
 """
 
