@@ -16,6 +16,7 @@ from flsys_ray.cloud.service import Cloud
 from flsys_ray.core.scheduling.base import SCHEDULERS, Scheduler
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
+from serve_apps.front import open_way
 
 if TYPE_CHECKING:
     AnyScheduler = Scheduler
@@ -44,7 +45,9 @@ def build(args: Args) -> Application:
     terms = Terms(args.scheduling, args.assignments_per_check_in)
 
     def app() -> FastAPI:
-        return create_app(Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter()))
+        made = create_app(Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter()))
+        open_way(made.short_way)
+        return made
 
     deployment = serve.deployment(
         name="api",

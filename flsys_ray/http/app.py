@@ -3,12 +3,14 @@
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.types import Receive, Scope, Send
 
 import flsys_ray
 from flsys_ray.cloud.inference import Inference
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.http import dashboard, developer_api, device_api, problems
 from flsys_ray.http.limits import JsonBodyLimit
+from flsys_ray.http.short_way import ShortWay
 from flsys_ray.wire.schemas import PROBLEM, Health, Problem
 
 _PROBLEM = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -19,7 +21,19 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 class _App(FastAPI):
-    """Describes its problems under their own media type: `model=` would put them under that of the answers."""
+    """Describes its problems under their own media type: `model=` would put them under that of the answers.
+
+    `short_way`, once it is set, answers the calls that it takes.
+    """
+
+    short_way: ShortWay | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if self.short_way is not None and self.short_way.takes(scope):
+            await self.short_way(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -36,6 +50,7 @@ def create_app(cloud: Cloud | None = None) -> FastAPI:
         responses=_PROBLEMS,
     )
     app.state.cloud = cloud
+    app.short_way = ShortWay(cloud, super(_App, app).__call__) if cloud is not None else None
     app.state.inference = Inference(cloud) if cloud is not None else None
     problems.install(app)
     app.add_middleware(JsonBodyLimit)

@@ -37,6 +37,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+async def answer(request: Request, error: Exception) -> Response:
+    """Return the problem document of any error."""
+    if isinstance(error, FlsysError):
+        return await _flsys_error(request, error)
+    return await (_http_error if isinstance(error, HTTPException) else _bug)(request, error)
+
+
 async def _flsys_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FlsysError)
     if isinstance(error, StoreRefusal) or type(error) is FlsysError:
