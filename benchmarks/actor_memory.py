@@ -75,7 +75,7 @@ def memory(model: str) -> dict[str, float]:
 
     from actors.hosts import NAMESPACE, actor_name
 
-    actor: Any = ray.get_actor(actor_name(model), namespace=NAMESPACE)
+    actor: Any = ray.get_actor(actor_name(f"load/{model}"), namespace=NAMESPACE)
     pid = ray.get(actor.pid.remote())
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}

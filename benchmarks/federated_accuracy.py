@@ -1,12 +1,14 @@
 """How well a built-in model does on users it never saw: its own plan, the real coordinator and program, virtual time.
 
-    python benchmarks/federated_accuracy.py --model sentiment --data airline_tweets --versions 100 --pooled 20
+    python benchmarks/federated_accuracy.py --model har-wild --data wisdm2019 --versions 20
+    python benchmarks/federated_accuracy.py --model har-wild --plan '{server_optimizer: {momentum: 0}}'
+    python benchmarks/federated_accuracy.py --model sentiment --data airline_tweets --versions 60 --every 20 --pooled 20
 
 A split's number is the seed that chooses the held-out users (a fifth) and the plan's seed. Phones hold what real ones
 would train on: their own held-out part is left out. No Ray, no HTTP, one thread; the same command gives the same
 figures on the same machine. The data folder is that of `flsys demo` (`FLSYS_DATA`).
 
-Beside the last version stand two references on the same held-out users: always answering the commonest class of the
+Beside the versions stand two references on the same held-out users: always answering the commonest class of the
 training users, and the same program trained on the pooled examples of all phones (`--pooled` epochs), which federated
 learning never sees in one place.
 """
@@ -22,8 +24,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from flsys_ray.commands.evaluation import macro_f1
@@ -80,30 +84,36 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A built-in model on held-out users, with its own plan.")
-    parser.add_argument("--model", default="sentiment")
-    parser.add_argument("--data", default="airline_tweets")
+    parser.add_argument("--model", default="har-wild")
+    parser.add_argument("--data", default="wisdm2019")
     parser.add_argument("--splits", default="0,1,2", help="seeds of the splits by user")
-    parser.add_argument("--versions", type=int, default=100)
-    parser.add_argument("--every", type=int, default=25, help="score each so many versions")
+    parser.add_argument("--versions", type=int, default=20)
+    parser.add_argument("--every", type=int, default=0, help="score each so many versions too; 0: the last one only")
     parser.add_argument("--pooled", type=int, default=0, help="epochs of training on the pooled examples")
-    parser.add_argument("--plan", default="{}", help="JSON: sections that replace those of the model's own plan")
+    parser.add_argument("--plan", default="{}", help="YAML: what differs from the model's own plan")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     builtin = get(options.model)
     compiled = compile_builtin(builtin).data
     program = Program.load(compiled)
     dataset = open_dataset(options.data).fit(program.manifest.classes, read_tokenizer(compiled))
-    plan = parse_plan({**builtin.default_plan(), **json.loads(options.plan)})
+    plan = parse_plan(changed(builtin.default_plan(), yaml.safe_load(options.plan)))
     if not options.json:
         print(f"{options.model}: {program.manifest.parameters} parameters, program {len(compiled) / 1024:.0f} kB")
         print(f"{dataset.title}: {len(dataset.users)} users, {dataset.source} data; accuracy / macro-F1")
     results = []
     for split in options.splits.split(","):
         seeded = plan.model_copy(update={"seed": int(split)})
-        results.append(run(program, dataset, seeded, options.versions, options.every, options.pooled))
+        results.append(run(options.model, program, dataset, seeded, options))
         if not options.json:
             print(line(results[-1]), flush=True)
     print(json.dumps([asdict(result) for result in results], indent=1) if options.json else summary(results))
+
+
+def changed(own: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan with other fields where a change is a mapping, and with another section where it is a name."""
+    merged = {name: {**own.get(name, {}), **new} for name, new in changes.items() if isinstance(new, Mapping)}
+    return {**own, **changes, **merged}
 
 
 def line(result: Result) -> str:
@@ -124,24 +134,28 @@ def summary(results: list[Result]) -> str:
     for name, scores in rows.items():
         found = [score for score in scores if score is not None]
         if found:
-            f1, accuracy = [s.macro_f1 for s in found], [s.accuracy for s in found]
-            spread = f"({min(f1):.3f} to {max(f1):.3f})"
-            lines.append(f"| {name} | {np.mean(accuracy):.3f} | {np.mean(f1):.3f} {spread} |")
+            lines.append(
+                f"| {name} | {_spread([s.accuracy for s in found])} | {_spread([s.macro_f1 for s in found])} |"
+            )
     return "\n".join(lines)
 
 
-def run(program: Program, dataset: Dataset, plan: TrainingPlan, versions: int, every: int, pooled: int) -> Result:
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def run(model: str, program: Program, dataset: Dataset, plan: TrainingPlan, options: argparse.Namespace) -> Result:
     """Train on one part of the users, and score on the other."""
     start = time.perf_counter()
     training, held_out = split_users(dataset.users, HELD_OUT, plan.seed)
     parts = [dataset.examples(user) for user in held_out]
     check_no_leak({"training": map(dataset.examples, training), "held out": parts})
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
-    phones = dict(phone_examples(dataset, training, program.manifest.input_shape))
+    phones = dict(phone_examples(model, dataset, training, program.manifest.input_shape))
     everything = np.concatenate([batch.y for batch in phones.values()])
     scores, steps = {}, list[int]()
-    for number, parameters in train(program, plan, phones, versions, steps):
-        if number % every == 0 or number == versions:
+    for number, parameters in train(model, program, plan, phones, options.versions, steps):
+        if number in (0, options.versions) or (options.every and number % options.every == 0):
             scores[number] = Score.of(y, program.infer(parameters, x).argmax(axis=1))
     return Result(
         split=plan.seed,
@@ -149,21 +163,23 @@ def run(program: Program, dataset: Dataset, plan: TrainingPlan, versions: int, e
         held_out_users=len(held_out),
         held_out_examples=len(y),
         majority=Score.of(y, np.full(len(y), np.bincount(everything).argmax())),
-        pooled=Score.of(y, _pooled(program, plan, phones, x, pooled)) if pooled else None,
+        pooled=Score.of(y, _pooled(program, plan, phones, x, options.pooled)) if options.pooled else None,
         versions=scores,
         steps_per_update=float(np.mean(steps)),
         seconds=time.perf_counter() - start,
     )
 
 
-def phone_examples(dataset: Dataset, users: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, Batch]]:
+def phone_examples(
+    model: str, dataset: Dataset, users: tuple[str, ...], shape: tuple[int, ...]
+) -> Iterator[tuple[str, Batch]]:
     """Yield what each user's phone would train on; users all of whose examples are held out have no phone."""
     with tempfile.TemporaryDirectory(prefix="federated-accuracy-") as folder:
         database = Database(Path(folder) / "phone.db")
         store = ExampleStore(database, STORE_BYTES)
         for user in users:
-            feed("model", ReplaySource(dataset, user), store, 0.0)
-            batch = store.batch("model", "training", dataset.classes, shape)
+            feed(model, ReplaySource(dataset, user), store, 0.0)
+            batch = store.batch(model, "training", dataset.classes, shape)
             store.erase()
             if batch is not None:
                 yield user, batch
@@ -171,13 +187,19 @@ def phone_examples(dataset: Dataset, users: tuple[str, ...], shape: tuple[int, .
 
 
 def train(
-    program: Program, plan: TrainingPlan, phones: Mapping[str, Batch], versions: int, steps: list[int]
+    model: str,
+    program: Program,
+    plan: TrainingPlan,
+    phones: Mapping[str, Batch],
+    versions: int,
+    steps: list[int],
 ) -> Iterator[tuple[int, Vector]]:
-    """Yield each committed version; `steps` gets the number of local steps of each update."""
+    """Yield each version, number 0 first; `steps` gets the number of local steps of each update."""
     first = program.init(plan.seed)
     start = Version(0, first, plan.server_optimizer.init(first.size))
-    coordinator = Coordinator("model", program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
-    now, seen = 0.0, -1
+    yield 0, first
+    coordinator = Coordinator(model, program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
+    now, seen = 0.0, 0
     while seen < versions:
         for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
             now += VISIT_S
@@ -213,7 +235,7 @@ def _update(
 
 
 def _pooled(
-    program: Program, plan: TrainingPlan, phones: Mapping[str, Batch], x: NDArray[np.int32], epochs: int
+    program: Program, plan: TrainingPlan, phones: Mapping[str, Batch], x: NDArray[Any], epochs: int
 ) -> NDArray[np.int64]:
     """Return the answers of the program that was trained on all phones' examples in one place."""
     trained = program.train(

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from har_wild_accuracy import HELD_OUT, MODEL, STORE_BYTES, train
+from federated_accuracy import HELD_OUT, STORE_BYTES, train
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import parse_plan
@@ -34,6 +34,7 @@ from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.runner import Program
 
+MODEL = "har-wild"
 Parts = tuple[Batch, Batch]
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     training, apart = split_users(dataset.users, HELD_OUT, options.seed)
     parts = {user: found for user in dataset.users if (found := phone_parts(dataset, user)) is not None}
     phones = {user: parts[user][0] for user in training if user in parts}
-    _, shared, _ = train(program, plan, phones, options.versions)
+    *_, (_, shared) = train(MODEL, program, plan, phones, options.versions, [])
     rows = []
     for kind, users in (("trained with it", training), ("never seen", apart)):
         scores = [personalised(program, shared, parts[u], u, options, learning_rate) for u in users if u in parts]

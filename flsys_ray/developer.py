@@ -105,9 +105,9 @@ class DeveloperClient:
         """List the models of all apps (operator's key)."""
         return self._json(OverviewReply, "GET", "/v1/overview").models
 
-    def overview_rounds(self, model: str, since: int = 0) -> list[RoundInfo]:
+    def overview_rounds(self, app_id: str, model: str, since: int = 0) -> list[RoundInfo]:
         """List the rounds of any app's model that are over, from number `since` on (operator's key)."""
-        return self._json(RoundsReply, "GET", f"/v1/overview/{model}/rounds", params={"since": since}).rounds
+        return self._json(RoundsReply, "GET", f"/v1/overview/{app_id}/{model}/rounds", params={"since": since}).rounds
 
     def versions(self, model: str) -> list[int]:
         """List the versions."""

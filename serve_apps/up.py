@@ -130,4 +130,4 @@ def _wake(place: Place) -> None:
 
 
 def _models(store_uri: str) -> list[str]:
-    return [key.rpartition("/")[2].removesuffix(".json") for key in open_store(store_uri).list(places.CATALOG)]
+    return [places.model_of(key) for key in open_store(store_uri).list(places.CATALOG)]

@@ -62,7 +62,7 @@ class CheckIns:
     _running: set[asyncio.Task[CheckInAnswer]] = field(default_factory=set)
 
     async def ask(self, device: Device, models: Sequence[str]) -> dict[str, Answer]:
-        """Return each model's answer, in the order of `models`: None for one that does not exist for the device."""
+        """Return each model's answer by its id, in the order of `models`: None for one that does not exist."""
         standings = await self._standings(device, models)
         answers: dict[str, Answer] = {}
         training: dict[str, Standing] = {}

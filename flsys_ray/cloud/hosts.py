@@ -1,4 +1,4 @@
-"""Who holds the durable models: something that answers for a model by its name.
+"""Who holds the durable models: something that answers for a model by its id.
 
 `ModelHandle` is what the rest of the cloud sees of one; calls may cross a process. `ModelHost` holds one in this
 process, lets one call in at a time, and activates it anew from the store after it broke. `LocalHosts` holds any number
@@ -64,7 +64,7 @@ class ModelHandle(Protocol):
 
 
 class Hosts(Protocol):
-    """All models, by name."""
+    """All models, by id."""
 
     def model(self, name: str) -> ModelHandle:
         """Return a handle; this alone activates nothing."""

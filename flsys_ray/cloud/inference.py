@@ -32,9 +32,10 @@ class Inference:
             NotFound: no such model or version.
         """
         info = await self._cloud.version(app_id, model, request.version)
-        program = self._program(model, info.program_sha256)
+        found = self._cloud.find(app_id, model)
+        program = self._program(found, info.program_sha256)
         x = _examples(request, program.manifest.input_shape, program.manifest.input_dtype)
-        parameters = self._parameters(model, info.weights_sha256, program.manifest.parameters)
+        parameters = self._parameters(found, info.weights_sha256, program.manifest.parameters)
         scores = await asyncio.to_thread(program.infer, parameters, x)
         if not np.isfinite(scores).all():
             raise InvalidInput(f"instances: version {info.version} of {model!r} gives scores that are not finite")

@@ -1,13 +1,14 @@
 """What the cloud counts and times, and the seam through which the numbers leave.
 
 `SERIES` is the whole list; docs/seeing.md repeats it. Labels have few values: a device, or a name that a phone made up,
-is never one.
+is never one. `model` is a model's id, `app/name`.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from flsys_ray.core.ids import model_id
 from flsys_ray.wire.schemas import CheckInReply, RoundInfo
 
 
@@ -88,17 +89,17 @@ class MemoryMeter:
         return sum(self.numbers.get((series.name, *labels), ()))
 
 
-def record_check_in(meter: Meter, reply: CheckInReply) -> None:
-    """Record what a check-in came to, one number a model that it asked for."""
+def record_check_in(meter: Meter, app_id: str, reply: CheckInReply) -> None:
+    """Record what a check-in of an app's device came to, one number a model that it asked for."""
     for work in reply.assignments:
-        meter.record(CHECK_INS, 1, work.model, "assigned")
+        meter.record(CHECK_INS, 1, model_id(app_id, work.model), "assigned")
     for refused in reply.rejections:
-        named = NO_MODEL if refused.reason == "unknown-model" else refused.model
+        named = NO_MODEL if refused.reason == "unknown-model" else model_id(app_id, refused.model)
         meter.record(CHECK_INS, 1, named, refused.reason)
 
 
 def record_round(meter: Meter, model: str, closed: RoundInfo, commit_s: float) -> None:
-    """Record a round that ended."""
+    """Record a round of the model of this id that ended."""
     meter.record(ROUNDS, 1, model, "no-quorum" if closed.committed is None else "committed")
     meter.record(ROUND_S, closed.closed_at - closed.opened_at, model)
     if closed.committed is not None:

@@ -3,7 +3,7 @@
     secrets/signing.json                            the key that signs tokens and makes app keys
     secrets/operator.json                           the hash of the operator's key
     apps/{app}.json                                 a registered app
-    catalog/{model}.json                            whose model it is
+    catalog/{model}.json                            that its name is taken
     models/{model}/log/{seq}.json                   the model's event log: its whole state (see `journal`)
     models/{model}/plans/{sha256}.json              plans
     models/{model}/programs/{sha256}.tflite         device programs
@@ -14,7 +14,8 @@
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
     models/{model}/evaluations/{n}/{assignment}.{device}              one by an evaluation assignment of version n
 
-The operator's key and an app's quotas may change. Nothing else here is ever replaced: every object is made once.
+{model} is a model's id, `{app}/{name}`: names are an app's own. The operator's key and an app's quotas may change.
+Nothing else here is ever replaced: every object is made once.
 """
 
 SIGNING_KEY = "secrets/signing.json"
@@ -28,9 +29,19 @@ def app(name: str) -> str:
     return f"apps/{name}.json"
 
 
-def owner(model: str) -> str:
-    """Return the key of the record that says whose model it is."""
+def catalog(app_id: str) -> str:
+    """Return the prefix of what says which models an app has."""
+    return f"{CATALOG}{app_id}/"
+
+
+def listed(model: str) -> str:
+    """Return the key of what says that a model is there."""
     return f"{CATALOG}{model}.json"
+
+
+def model_of(key: str) -> str:
+    """Return the id of the model that a key of the catalog is about."""
+    return key.removeprefix(CATALOG).removesuffix(".json")
 
 
 def log(model: str) -> str:

@@ -41,7 +41,7 @@ class _Known:
 
 
 class AppQuotas:
-    """Holds apps to their quotas. Thread-safe. `models` gives the names of an app's models."""
+    """Holds apps to their quotas. Thread-safe. `models` gives the ids of an app's models."""
 
     def __init__(
         self,

@@ -22,10 +22,10 @@ from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
-from flsys_ray.core.ids import is_evaluation
+from flsys_ray.core.ids import is_evaluation, model_id, model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected
-from flsys_ray.errors import AlreadyExists, Conflict, Late, Missing, NotFound, TryLater
+from flsys_ray.errors import Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, check_key, put_same
 from flsys_ray.wire.schemas import (
@@ -79,10 +79,10 @@ class Cloud:
         self.meter = meter
         self.credentials = Credentials(store)
         self.standings = Standings(store, clock)
-        self.quotas = AppQuotas(store, self.standings, self._names_of, clock)
+        self.quotas = AppQuotas(store, self.standings, self._ids_of, clock)
         self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
-        self._owner = lru_cache(maxsize=10_000)(self._read_owner)
+        self._listed = lru_cache(maxsize=10_000)(self._look_up)
         self._manifest = lru_cache(maxsize=256)(self._read_manifest)
         self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
 
@@ -101,7 +101,9 @@ class Cloud:
             self.quotas.admit_check_in(device.app_id)
         else:
             await asyncio.to_thread(self.quotas.admit_check_in, device.app_id)
-        answers = await self.checkins.ask(device, [candidacy.model for candidacy in request.models])
+        ids = [model_id(device.app_id, candidacy.model) for candidacy in request.models]
+        found = await self.checkins.ask(device, ids)
+        answers = {model_name(model): answer for model, answer in found.items()}
         assignments, rejections, waits = [], [], []
         for name, answer in answers.items():
             if answer is None:
@@ -120,7 +122,7 @@ class Cloud:
             eligibility={n: answer.eligibility for n, answer in answers.items() if isinstance(answer, CheckInAnswer)},
             retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
         )
-        record_check_in(self.meter, reply)
+        record_check_in(self.meter, device.app_id, reply)
         return reply
 
     async def give_back(self, ticket: Ticket) -> None:
@@ -149,144 +151,134 @@ class Cloud:
 
         Raises `Conflict`, `QuotaExceeded`.
         """
-        if not self._is_app_of(app_id, model):
+        found = model_id(app_id, model)
+        if not self._is_there(found):
             await asyncio.to_thread(self.quotas.admit_model, app_id)
-        try:
-            self.store.put_new(check_key(places.owner(model)), app_id.encode())
-        except AlreadyExists:
-            if self._owner(model) != app_id:
-                raise Conflict(f"the name {model!r} is taken: choose another") from None
-        created = create_model(self.store, model, app_id, plan, self.clock())
-        handle = self.hosts.model(model)
+            put_same(self.store, check_key(places.listed(found)), b"")
+        created = create_model(self.store, found, app_id, plan, self.clock())
+        handle = self.hosts.model(found)
         if not created:
             await handle.put_plan(plan)
-        self.standings.forget(model)
+        self.standings.forget(found)
         return await handle.info(), created
 
     async def put_program(self, app_id: str, model: str, program: bytes) -> ModelInfo:
         """Give a model its device program. Raises `ProgramInvalid`, `Conflict`, `QuotaExceeded`."""
-        self.check_owner(app_id, model)
+        found = self.find(app_id, model)
         await asyncio.to_thread(_check_program, program)
         digest = sha256(program)
-        self.standings.forget(model)
-        if self.standings.read(model).head.program_sha256 != digest:
+        self.standings.forget(found)
+        if self.standings.read(found).head.program_sha256 != digest:
             await asyncio.to_thread(self.quotas.admit_bytes, app_id, len(program))
-        put_same(self.store, places.program(model, digest), program)
-        handle = self.hosts.model(model)
+        put_same(self.store, places.program(found, digest), program)
+        handle = self.hosts.model(found)
         await handle.put_program(digest)
-        self.standings.forget(model)
+        self.standings.forget(found)
         return await handle.info()
 
     async def act(self, app_id: str, model: str, action: Action) -> ModelInfo:
         """Start, pause, resume, stop or archive a model."""
-        self.check_owner(app_id, model)
-        handle = self.hosts.model(model)
+        found = self.find(app_id, model)
+        handle = self.hosts.model(found)
         await handle.act(action)
-        self.standings.forget(model)
+        self.standings.forget(found)
         return await handle.info()
 
     async def info(self, app_id: str, model: str) -> ModelInfo:
         """Return a model as it is now."""
-        self.check_owner(app_id, model)
-        return await self.hosts.model(model).info()
+        return await self.hosts.model(self.find(app_id, model)).info()
 
     async def promote(self, app_id: str, model: str, version: int | None) -> ModelInfo:
         """Use a version for inference; None: always the newest. Raises `NotFound`, `Conflict`."""
-        self.check_owner(app_id, model)
-        handle = self.hosts.model(model)
+        handle = self.hosts.model(self.find(app_id, model))
         await handle.promote(version)
         return await handle.info()
 
     async def rollback(self, app_id: str, model: str, version: int) -> ModelInfo:
         """Have a model go on from an older version. Raises `NotFound`, `Conflict`."""
-        self.check_owner(app_id, model)
-        handle = self.hosts.model(model)
+        found = self.find(app_id, model)
+        handle = self.hosts.model(found)
         await handle.rollback(version)
-        self.standings.forget(model)
+        self.standings.forget(found)
         return await handle.info()
 
     async def models(self, app_id: str, *, archived: bool = False) -> ModelsReply:
         """Return the app's models, by name; archived ones only if they are asked for."""
-        found = await self._infos(self._names_of(app_id))
+        found = await self._infos(self._ids_of(app_id))
         return ModelsReply(models=[info for info in found if archived or info.state != "archived"])
 
     async def rounds(self, app_id: str, model: str, since: int = 0) -> RoundsReply:
         """Return a model's rounds that are over, from number `since` on."""
-        self.check_owner(app_id, model)
-        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds(since))
+        return RoundsReply(model=model, rounds=await self.hosts.model(self.find(app_id, model)).rounds(since))
 
     async def overview(self) -> OverviewReply:
-        """Return every app's models, by name: for the operator."""
-        return OverviewReply(models=await self._infos(self._names()))
-
-    async def overview_rounds(self, model: str, since: int) -> RoundsReply:
-        """Return any model's rounds that are over, from number `since` on: for the operator. Raises `NotFound`."""
-        if model not in self._names():
-            raise NotFound(f"model {model!r} does not exist")
-        return RoundsReply(model=model, rounds=await self.hosts.model(model).rounds(since))
+        """Return every app's models, by app and name: for the operator."""
+        return OverviewReply(models=await self._infos(self._ids(places.CATALOG)))
 
     def versions(self, app_id: str, model: str) -> VersionsReply:
         """Return the numbers of a model's versions."""
-        self.check_owner(app_id, model)
-        keys = self.store.list(places.versions(model))
+        keys = self.store.list(places.versions(self.find(app_id, model)))
         return VersionsReply(model=model, versions=[int(key.rpartition("/")[2].removesuffix(".json")) for key in keys])
 
     # Objects that never change -----------------------------------------------------------------------------------
 
     async def version(self, app_id: str, model: str, number: int | None) -> VersionInfo:
         """Return a version's manifest; None asks for the one that serves. Raises `NotFound`."""
-        self.check_owner(app_id, model)
+        found = self.find(app_id, model)
         if number is None:
-            number = (await self.hosts.model(model).info()).serving
+            number = (await self.hosts.model(found).info()).serving
         if number is None:
             raise NotFound(f"model {model!r} has not started: it has no version yet")
         if number > MAX_VERSION:
             raise NotFound(f"model {model!r} has no version of that number")
         try:
-            return VersionInfo.model_validate_json(self.store.get(places.version(model, number)).body)
+            return VersionInfo.model_validate_json(self.store.get(places.version(found, number)).body)
         except Missing:
             raise NotFound(f"model {model!r} has no version {number}") from None
 
     async def version_evaluation(self, app_id: str, model: str, number: int | None) -> VersionEvaluation:
         """Return what evaluation assignments found about a version; None: the one that serves. Raises `NotFound`."""
         info = await self.version(app_id, model, number)
-        metrics = await asyncio.to_thread(version_metrics, self.store, model, info.version)
-        classes = list(self.manifest(model, info.program_sha256).classes)
+        found = self.find(app_id, model)
+        metrics = await asyncio.to_thread(version_metrics, self.store, found, info.version)
+        classes = list(self.manifest(found, info.program_sha256).classes)
         return VersionEvaluation(model=model, version=info.version, classes=classes, metrics=metrics)
 
     def manifest(self, model: str, program_sha256: str) -> Manifest:
-        """Return the manifest of a stored program."""
+        """Return the manifest of a stored program of the model of this id."""
         return self._manifest(model, program_sha256)
 
     def plan(self, model: str, plan_sha256: str) -> TrainingPlan:
-        """Return a stored plan."""
+        """Return a stored plan of the model of this id."""
         return self._plan(model, plan_sha256)
 
-    def check_owner(self, app_id: str, model: str) -> None:
-        """Raises `NotFound` unless the model is there and is the app's: another app's existence is not told."""
-        if not self._is_app_of(app_id, model):
+    def find(self, app_id: str, model: str) -> str:
+        """Return the id of an app's model. Raises `NotFound`: what other apps have is never looked at."""
+        found = model_id(app_id, model)
+        if not self._is_there(found):
             raise NotFound(f"model {model!r} does not exist")
+        return found
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    def _names(self) -> list[str]:
-        return [key.rpartition("/")[2].removesuffix(".json") for key in self.store.list(places.CATALOG)]
+    def _ids(self, prefix: str) -> list[str]:
+        return [places.model_of(key) for key in self.store.list(prefix)]
 
-    def _names_of(self, app_id: str) -> list[str]:
-        return [name for name in self._names() if self._is_app_of(app_id, name)]
+    def _ids_of(self, app_id: str) -> list[str]:
+        return self._ids(places.catalog(app_id))
 
-    async def _infos(self, names: list[str]) -> list[ModelInfo]:
-        found = await asyncio.gather(*(_if_there(self.hosts.model(name).info()) for name in names))
+    async def _infos(self, ids: list[str]) -> list[ModelInfo]:
+        found = await asyncio.gather(*(_if_there(self.hosts.model(model).info()) for model in ids))
         return [info for info in found if info is not None]
 
     def _message(self, offer: Offer) -> AssignmentMessage:
         work = offer.assignment
-        base = f"/v1/models/{work.model}"
+        base = f"/v1/models/{model_name(work.model)}"
         return AssignmentMessage(
             assignment_id=work.assignment_id,
             token=self.credentials.assignment_token(Ticket(work, offer.program_sha256, offer.plan_sha256)),
             kind="evaluate" if is_evaluation(work.assignment_id) else "train",
-            model=work.model,
+            model=model_name(work.model),
             round=work.round,
             version=work.version,
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
@@ -299,14 +291,15 @@ class Cloud:
             serving=offer.serving,
         )
 
-    def _is_app_of(self, app_id: str, model: str) -> bool:
+    def _is_there(self, model: str) -> bool:
         try:
-            return self._owner(model) == app_id
+            return self._listed(model)
         except Missing:
             return False
 
-    def _read_owner(self, model: str) -> str:
-        return self.store.get(check_key(places.owner(model))).body.decode()
+    def _look_up(self, model: str) -> bool:
+        self.store.get(check_key(places.listed(model)), 0, 0)
+        return True
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))

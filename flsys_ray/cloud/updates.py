@@ -8,7 +8,7 @@ from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
 from flsys_ray.cloud.stored_updates import to_update
-from flsys_ray.core.ids import is_evaluation
+from flsys_ray.core.ids import is_evaluation, model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected, Update
 from flsys_ray.errors import AlreadyExists, Conflict, FlsysError, Late, Missing, UpdateUnusable
@@ -71,7 +71,7 @@ class Updates:
         if not isinstance(outcome, Rejected):
             return UpdateReply(duplicate=outcome.duplicate or stored_before)
         if outcome.reason == "unusable":
-            raise UpdateUnusable(f"update for {ticket.assignment.model}: {outcome.detail}")
+            raise UpdateUnusable(f"update for {model_name(ticket.assignment.model)}: {outcome.detail}")
         raise _late(ticket, outcome.reason)
 
     def _make_durable(self, ticket: Ticket, body: bytes) -> tuple[Update, bool]:
@@ -99,9 +99,9 @@ class Updates:
         try:
             decoded = decode_update(body, layout, plan.limits.max_abs_delta)
         except UpdateUnusable as error:
-            raise UpdateUnusable(f"update for {work.model} v{work.version}: {error.message}") from None
+            raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)
 
 
 def _late(ticket: Ticket, reason: str) -> Late:
-    return Late(f"assignment {ticket.assignment.assignment_id} of {ticket.assignment.model}: {reason}")
+    return Late(f"assignment {ticket.assignment.assignment_id} of {model_name(ticket.assignment.model)}: {reason}")

@@ -1,186 +1,191 @@
-"""`flsys demo`: the main job on this machine, with the parts that an operator, a developer and phones would use.
+"""`flsys demo`: the main job on this machine, with the parts that an operator, developers and phones would use.
 
-The cloud is a `flsys up` of its own; the phones are real device runtimes that reach it over HTTP.
+Two apps have their models trained at once, each by a plan of its own, on the same phones. The cloud is a `flsys up` of
+its own; the phones are real device runtimes that reach it over HTTP.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flsys_ray.commands.options import AsJson, console, print_json
-from flsys_ray.errors import TryLater
+from flsys_ray.commands.options import AsJson, console, errors, print_json, print_table
 
 if TYPE_CHECKING:
-    from flsys_ray.commands.evaluation import Result
+    from flsys_ray.commands.demo_apps import Outcome, Training
     from flsys_ray.data.dataset import Dataset
 
-MODEL = "har-wild"
-APP = "demo-app"
-HELD_OUT, SPLIT_SEED = 0.2, 0
-READY_S = 180.0
-
-
-@dataclass
-class Watched:
-    """What the demo found out, for people and as JSON."""
-
-    data: str = ""
-    source: str = ""
-    phones: int = 0
-    updates: int = 0
-    started: float = field(default_factory=time.monotonic)
-    results: "list[Result]" = field(default_factory=list)
+LINES = 5  # of progress, a model
+NEXT = """next       the same by hand, in small steps: docs/guide.md
+           an app and a model of your own: examples/third_party_app
+           every round in a browser: flsys demo --keep out, then flsys up --store out/store and its /dashboard"""
 
 
 def demo(
-    phones: Annotated[int | None, typer.Option(min=1, help="How many; default: one for each training user.")] = None,
-    versions: Annotated[int, typer.Option(min=1, help="How many versions to commit.")] = 20,
-    data: Annotated[str | None, typer.Option(help="A data set; default: the best at hand.")] = None,
+    phones: Annotated[
+        int | None, typer.Option(min=1, help="How many; default: one for each training user of the sensor data.")
+    ] = None,
+    versions: Annotated[int, typer.Option(min=1, help="How many versions of each model to commit.")] = 20,
+    data: Annotated[str | None, typer.Option(help="A data set of sensor data; default: the best at hand.")] = None,
+    texts: Annotated[str | None, typer.Option(help="A data set of texts; default: the best at hand.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep store, phones, logs and demo.json in this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the cloud, enrol phones, train HAR-Wild through it over HTTP, and compare with version 0."""
-    watched = Watched()
+    """Start the cloud, and train both models at once, for two apps, on the same emulated phones over HTTP.
+
+    HAR-Wild learns what people do from the phones' sensors, the sentiment model how they feel from their texts.
+    Compared with version 0, on people whose data no phone holds.
+    """
+    began = time.monotonic()
 
     def say(text: str) -> None:
         if not as_json:
             console.print(text)
 
-    with _folder(keep) as folder, ThreadPoolExecutor(2) as pool:
-        program = pool.submit(_program)
-        with _cloud(folder) as url:
-            say(f"cloud     ready at {url} (Ray, Serve, a folder as object store)")
-            key = _app_key(folder, url)
-            data_set = _data(data, watched, say)
-            body = program.result()
-            say(f"program   {MODEL}: {len(body) / 1024:.0f} kB, built-in LiteRT operators only")
-            _train(folder, url, key, data_set, body, phones, versions, watched, say, quiet=as_json)
-    report = _report(watched)
-    if keep is not None:
-        (keep / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
+    with _ended_in_order(), _folder(keep) as folder:
+        count, outcomes = _run(folder, (data, texts), phones, versions, say, quiet=as_json)
+        report = _report(count, outcomes, time.monotonic() - began)
+        if keep is not None:
+            (folder / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
     if as_json:
         print_json(report)
         return
-    for result in (watched.results[0], watched.results[-1]):
-        say(result.line())
-    say(f"{watched.updates} updates of {watched.phones} phones in {time.monotonic() - watched.started:.0f} s in all")
+    _say_outcome(outcomes)
+    say(f"{report['updates']} updates of {count} phones in {time.monotonic() - began:.0f} s in all")
+    say(NEXT)
 
 
-def _train(
+def _run(
     folder: Path,
-    url: str,
-    key: str,
-    data_set: "Dataset",
-    body: bytes,
+    names: tuple[str | None, str | None],
     phones: int | None,
     versions: int,
-    watched: Watched,
     say: Callable[[str], None],
     *,
     quiet: bool,
-) -> None:
-    from flsys_ray.commands.evaluation import HeldOut
-    from flsys_ray.commands.fleets import Phones, Watch, fleet_of, for_phones, training_users
-    from flsys_ray.core.plan import parse_plan
-    from flsys_ray.developer import DeveloperClient
-    from flsys_ray.device.fleet import run_fleet
-    from flsys_ray.models import base
-
-    users = training_users(data_set, HELD_OUT, SPLIT_SEED)
-    watched.phones = phones or len(users)
-    with DeveloperClient(url, key) as cloud:
-        cloud.put_model(MODEL, for_phones(parse_plan(base.get(MODEL).default_plan()), watched.phones))
-        cloud.put_program(MODEL, body)
-        info = cloud.act(MODEL, "start")
-        test = HeldOut.load(cloud, info, data_set.name, HELD_OUT, SPLIT_SEED)
-        say(f"phones    {watched.phones}, each with one user's data; {len(test.users)} other users are held out")
-        fleet = fleet_of(cloud, Phones(url, key, (MODEL,), watched.phones, users, folder / "phones"), data_set)
-        stop = threading.Event()
-        watch = Watch(cloud, (MODEL,), versions, None, stop, quiet=quiet)
-        with watch.running():
-            report = run_fleet(fleet, stop=stop, on_event=watch.on_event)
-        watched.updates = report.steps.get("uploaded", 0)
-        newest = cloud.versions(MODEL)[-1]
-        watched.results = [test.evaluate(cloud, number) for number in _some(newest)]
-
-
-def _some(newest: int) -> list[int]:
-    """Return the versions to evaluate: all of them, or about twenty with the first and the last."""
-    step = max(1, newest // 20)
-    return sorted({*range(0, newest, step), newest})
-
-
-def _data(name: str | None, watched: Watched, say: Callable[[str], None]) -> "Dataset":
-    from flsys_ray.commands.fleets import data_for
-    from flsys_ray.models import base
-
-    data_set = data_for(name)
-    data_set = data_set.select(base.get(MODEL).classes)
-    watched.data, watched.source = data_set.name, data_set.source
-    note = "" if data_set.source == "real" else " - set FLSYS_DATA to use real data"
-    say(f"data      {data_set.title}: {len(data_set.users)} users, {data_set.source.upper()} data{note}")
-    return data_set
-
-
-def _program() -> bytes:
+) -> "tuple[int, Sequence[Outcome]]":
+    """Return how many phones there were, and what came of each model."""
     from flsys_ray.commands.builtin import compile_builtin
+    from flsys_ray.commands.demo_apps import FITNESS, KEYBOARD, Training, opened, plan_of
+    from flsys_ray.commands.demo_cloud import create_apps, own_cloud
 
-    return compile_builtin(MODEL)
+    parts = (FITNESS, KEYBOARD)
+    data_sets = [opened(part, name) for part, name in zip(parts, names, strict=True)]
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        programs = [pool.submit(compile_builtin, part.model) for part in parts]
+        url = stack.enter_context(own_cloud(folder))
+        say(f"cloud      ready at {url} (Ray, Serve, a folder as object store)")
+        keys = create_apps(folder, url, [part.app for part in parts])
+        trainings = [
+            Training.of(part, part.model, data_set, url, key)
+            for part, data_set, key in zip(parts, data_sets, keys, strict=True)
+        ]
+        for training in trainings:
+            stack.enter_context(training.cloud)
+        count = phones or len(trainings[0].users)
+        for training, program in zip(trainings, programs, strict=True):
+            training.submit(plan_of(training.part, count, versions), program.result())
+            training.cloud.act(training.name, "start")
+            _introduce(training, len(program.result()), say)
+        _say_phones(trainings, count, say)
+        _train(folder, trainings, count, versions, quiet=quiet)
+        return count, list(pool.map(Training.outcome, trainings))
+
+
+def _train(folder: Path, trainings: "Sequence[Training]", count: int, versions: int, *, quiet: bool) -> None:
+    """Run the phones until all models have their last version."""
+    from flsys_ray.commands.fleets import Watch
+    from flsys_ray.device.fleet import run_fleet
+
+    fleets = [training.fleet(count, folder / "phones") for training in trainings]
+    clouds = {training.name: training.cloud for training in trainings}
+    stop = threading.Event()
+    watch = Watch(clouds, versions, None, stop, every=max(1, versions // LINES), quiet=quiet)
+    with watch.running():
+        run_fleet(*fleets, stop=stop, on_event=watch.on_event)
+
+
+# What is said -----------------------------------------------------------------------------------------------------
+
+
+def _introduce(training: "Training", program_bytes: int, say: Callable[[str], None]) -> None:
+    from flsys_ray.commands.demo_apps import plan_line
+
+    data: Dataset = training.dataset
+    held_out = len(data.users) - len(training.users)
+    note = "" if data.source == "real" else " - set FLSYS_DATA to use real data"
+    say(f"{training.name:<10} for the app {training.part.app!r}, a program of {program_bytes / 1024:.0f} kB")
+    say(f"           plan: {plan_line(training.cloud.info(training.name).plan)}")
+    say(f"           {data.source.upper()} data: {data.title}: {len(data.users)} users, {held_out} held out{note}")
+
+
+def _say_phones(trainings: "Sequence[Training]", count: int, say: Callable[[str], None]) -> None:
+    held = " and ".join(training.on_a_phone(count) for training in trainings)
+    say(f"phones     {count}, each with {held}; both apps are on each, and one trains at a time")
+
+
+def _say_outcome(outcomes: "Sequence[Outcome]") -> None:
+    from rich import box
+    from rich.table import Table
+
+    columns = (
+        "model",
+        "app",
+        "versions",
+        "accuracy",
+        "macro-F1",
+        "always the commonest",
+        "updates",
+        "MB up",
+        "seconds",
+    )
+    table = Table(*columns, box=box.MARKDOWN)
+    for outcome in outcomes:
+        table.add_row(*outcome.row())
+    print_table(table)
+    users = ", ".join(f"{result.users} ({result.examples} examples)" for result in (o.results[0] for o in outcomes))
+    console.print(f"accuracy and macro-F1: version 0 -> last, on users whose data no phone holds: {users}")
+
+
+def _report(phones: int, outcomes: "Sequence[Outcome]", seconds: float) -> dict[str, Any]:
+    start_s = min(outcome.at_s[0] for outcome in outcomes)
+    return {
+        "phones": phones,
+        "updates": sum(outcome.updates for outcome in outcomes),
+        "seconds": round(seconds, 1),
+        "models": [outcome.as_json(start_s) for outcome in outcomes],
+    }
+
+
+# Around it --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _cloud(folder: Path) -> Iterator[str]:
-    """Run `flsys up` on a free port with a state of its own, and yield its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "flsys_ray", "up", "--store", str(folder / "store"), "--port", str(port)]
-    log = (folder / "cloud.log").open("w")
-    with log, subprocess.Popen(command, env=_environment(folder), stdout=subprocess.PIPE, stderr=log, text=True) as up:
-        try:
-            yield _ready(up, folder)
-        finally:
-            up.terminate()
-            up.wait(60)
+def _ended_in_order() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the block once, as an exception does: nothing stays behind."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+    def end(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        errors.print("flsys: stopping the phones and the cloud")
+        raise SystemExit(128 + number)
 
-def _ready(up: "subprocess.Popen[str]", folder: Path) -> str:
-    assert up.stdout is not None
-    timer = threading.Timer(READY_S, up.kill)
-    timer.start()
-    for line in up.stdout:
-        if line.startswith("ready "):
-            timer.cancel()
-            return line.split()[1]
-    timer.cancel()
-    tail = (folder / "cloud.log").read_text().strip().splitlines()[-3:]
-    raise TryLater("the cloud did not start: " + " | ".join(tail or ["its log is empty"]))
-
-
-def _app_key(folder: Path, url: str) -> str:
-    from flsys_ray.developer import DeveloperClient
-
-    operator_key = (folder / "state" / "flsys" / "operator.key").read_text().strip()
-    with DeveloperClient(url, operator_key) as operator:
-        return operator.create_app(APP).key
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    own = {"XDG_STATE_HOME": str(folder / "state"), "PYTHONUNBUFFERED": "1"}
-    return {**{name: value for name, value in os.environ.items() if name != "FLSYS_OPERATOR_KEY"}, **own}
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -191,14 +196,3 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="flsys-demo-", ignore_cleanup_errors=True) as name:
         yield Path(name)
-
-
-def _report(watched: Watched) -> dict[str, Any]:
-    return {
-        "data": watched.data,
-        "source": watched.source,
-        "phones": watched.phones,
-        "updates": watched.updates,
-        "seconds": round(time.monotonic() - watched.started, 1),
-        "versions": [result.as_json() for result in watched.results],
-    }

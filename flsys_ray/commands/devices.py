@@ -100,7 +100,7 @@ def _run(
             console.print(f"{count} phones with {dataset.source} data of {dataset.title} ({len(users)} users)")
             for note in filter(None, (too_few(name, cloud.info(name).plan, count) for name in names)):
                 console.print(note)
-        watch = Watch(cloud, names, until_version, seconds, stop, quiet=as_json)
+        watch = Watch(dict.fromkeys(names, cloud), until_version, seconds, stop, quiet=as_json)
         with watch.running():
             report = run_fleet(fleet, stop=stop, on_event=watch.on_event, workers=workers)
     if as_json:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flsys_ray.commands.options import console
+from flsys_ray.core.pacing.buffered import Buffered
 from flsys_ray.core.pacing.deadline import Rounds
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.data.catalog import default_har_dataset
@@ -28,7 +29,10 @@ LOOK_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Phones:
-    """How many phones, of which app and models, with whose data, and where they keep their state."""
+    """How many phones, of which app and models, with whose data, and where they keep their state.
+
+    `deal` and `training_s` are those of `flsys_ray.device.fleet.Fleet`.
+    """
 
     url: str
     app_key: str = field(repr=False)
@@ -36,6 +40,8 @@ class Phones:
     count: int
     users: tuple[str, ...]
     folder: Path
+    deal: bool = False
+    training_s: Callable[[int], float] | None = None
 
 
 def data_for(name: str | None) -> Dataset:
@@ -58,13 +64,25 @@ def fleet_of(cloud: DeveloperClient, phones: Phones, dataset: Dataset) -> Fleet:
         program = cloud.program(model, info.program_sha256)
         data[model] = dataset.fit(read_manifest(program).classes, read_tokenizer(program))
     config = PhoneConfig(url=phones.url, app_key=phones.app_key, models=phones.models)
-    return Fleet(phones.folder, config, data, phones.count, phones.users)
+    return Fleet(
+        folder=phones.folder,
+        config=config,
+        data=data,
+        count=phones.count,
+        users=phones.users,
+        deal=phones.deal,
+        training_s=phones.training_s,
+    )
 
 
 def for_phones(plan: TrainingPlan, phones: int) -> TrainingPlan:
-    """Return a plan whose cohort is not larger than that many phones fill, so that no round waits for its deadline."""
+    """Return a plan that has not more than that many phones at work, so that no round waits for its deadline."""
     pacing = plan.pacing
-    if not isinstance(pacing, Rounds) or pacing.slots <= phones:
+    if pacing.slots <= phones:
+        return plan
+    if isinstance(pacing, Buffered):
+        return plan.model_copy(update={"pacing": pacing.model_copy(update={"concurrency": phones})})
+    if not isinstance(pacing, Rounds):
         return plan
     cohort = max(1, int(phones / pacing.over_selection))
     quorum = None if pacing.quorum is None else min(pacing.quorum, cohort)
@@ -84,26 +102,29 @@ def too_few(model: str, plan: TrainingPlan, phones: int) -> str | None:
 
 
 class Watch:
-    """Looks at the models while phones run: a progress bar in a terminal, else one line a round. Says when to stop."""
+    """Looks at the models while phones run: progress bars in a terminal, and a line a round. Says when to stop.
+
+    `clouds` holds each model's cloud, as its app sees it. Of `every` rounds one has a line.
+    """
 
     def __init__(
         self,
-        cloud: DeveloperClient,
-        models: tuple[str, ...],
+        clouds: Mapping[str, DeveloperClient],
         until_version: int | None,
         seconds: float | None,
         stop: threading.Event,
         *,
+        every: int = 1,
         quiet: bool = False,
     ) -> None:
-        self._cloud = cloud
-        self._models = models
+        self._clouds = clouds
+        self._every = every
         self._until = until_version
         self._end = time.monotonic() + seconds if seconds is not None else None
         self._stop = stop
         self._quiet = quiet
-        self._seen = dict.fromkeys(models, 0)
-        self._versions: dict[str, int | None] = dict.fromkeys(models)
+        self._seen = dict.fromkeys(clouds, 0)
+        self._versions: dict[str, int | None] = dict.fromkeys(clouds)
         self._uploads = 0
 
     def on_event(self, event: FleetEvent) -> None:
@@ -134,7 +155,7 @@ class Watch:
         )
         shown = console.is_terminal and not self._quiet
         with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
-            tasks = {model: progress.add_task(model, total=self._until, what="") for model in self._models}
+            tasks = {model: progress.add_task(model, total=self._until, what="") for model in self._clouds}
             while not self._stop.is_set():
                 with suppress(TryLater):  # the cloud may be restarting: phones wait for it, and so do we
                     self._look(progress, tasks)
@@ -143,8 +164,8 @@ class Watch:
                 self._stop.wait(LOOK_S)
 
     def _look(self, progress: Progress, tasks: dict[str, TaskID]) -> None:
-        for model in self._models:
-            info = self._cloud.info(model)
+        for model, cloud in self._clouds.items():
+            info = cloud.info(model)
             self._versions[model] = info.version
             counters = info.open_round.counters if info.open_round is not None else None
             what = f"v{info.version}" + (
@@ -152,14 +173,14 @@ class Watch:
             )
             progress.update(tasks[model], completed=info.version or 0, what=what)
             if info.rounds_closed > self._seen[model]:
-                for closed in self._cloud.rounds(model)[self._seen[model] :]:
+                for closed in cloud.rounds(model, self._seen[model]):
                     self._say(model, closed)
                 self._seen[model] = info.rounds_closed
             if info.state == "finished":
                 self._versions[model] = max(info.version or 0, self._until or 0)
 
     def _say(self, model: str, closed: RoundInfo) -> None:
-        if not self._quiet:
+        if not self._quiet and (closed.round + 1) % self._every == 0:
             console.print(round_line(model, closed))
 
     def _done(self) -> bool:

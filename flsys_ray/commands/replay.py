@@ -10,7 +10,7 @@ from flsys_ray.commands.options import AsJson, console, fail, print_json
 
 
 def replay(
-    model: Annotated[str, typer.Argument(help="The model's name.")],
+    model: Annotated[str, typer.Argument(help="The model: `app/name`, or its name alone if no other app uses it.")],
     store: Annotated[
         str | None, typer.Option(help="A folder, or a store's URI. Default: that of the cloud that is up, or `up`'s.")
     ] = None,
@@ -18,12 +18,14 @@ def replay(
 ) -> None:
     """Compute every version again from the store: the log, the plans and the updates must give the same bits."""
     from flsys_ray.cloud.replay import replay as replayed
+    from flsys_ray.commands.sources import chosen, stored_models
     from flsys_ray.storage.uri import open_store
 
     running = state.running()
     place = store or (running.store if running is not None else state.default_store())
-    found = []
-    for one in replayed(open_store(place), model):
+    opened, found = open_store(place), []
+    model = chosen(stored_models(opened), model)
+    for one in replayed(opened, model):
         found.append(one)
         if not as_json:
             detail = f": {one.detail}" if one.detail else ""

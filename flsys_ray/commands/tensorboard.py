@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flsys_ray.commands.options import AppKey, OperatorKey, Url, console, split_names
-from flsys_ray.commands.sources import Rounds, StoreView, cloud_view
+from flsys_ray.commands.sources import Rounds, StoreView, chosen, cloud_view
 from flsys_ray.errors import InvalidInput, TryLater
 from flsys_ray.storage.uri import open_store
 from flsys_ray.wire.schemas import RoundInfo
@@ -53,9 +53,7 @@ def tensorboard(
 
 def _write(source: Rounds, names: tuple[str, ...] | None, logdir: Path) -> None:
     closed = source.closed()
-    for model in names if names is not None else closed:
-        if model not in closed:
-            raise InvalidInput(f"no model {model!r} among those that can be seen here")
+    for model in closed if names is None else [chosen(closed, name) for name in names]:
         with EventFile(logdir / model) as file:
             if file.rounds > closed[model]:
                 raise InvalidInput(

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flsys_ray.commands.options import AppKey, AsJson, OperatorKey, Url, console, print_table, split_names
-from flsys_ray.commands.sources import CloudView, cloud_view
-from flsys_ray.errors import InvalidInput, TryLater
+from flsys_ray.commands.sources import CloudView, chosen, cloud_view
+from flsys_ray.errors import TryLater
 from flsys_ray.wire.schemas import ModelInfo, RoundInfo
 
 COLUMNS = (
@@ -25,8 +25,9 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One model, and its last round that is over."""
+    """One model, by the name that the key shows it under, and its last round that is over."""
 
+    name: str
     info: ModelInfo
     last: RoundInfo | None
 
@@ -76,14 +77,13 @@ def _looks(view: CloudView, names: tuple[str, ...] | None, interval_s: float) ->
 def _look(view: CloudView, names: tuple[str, ...] | None, known: dict[str, RoundInfo]) -> list[Seen]:
     """Look once. `known` keeps each model's last round: it is asked for only when another one is over."""
     found = view.models()
-    missing = set(names or ()) - {info.model for info in found}
-    if missing:
-        raise InvalidInput(f"no model {sorted(missing)[0]!r} among those that this key shows")
-    for info in found:
-        last = known.get(info.model)
+    if names is not None:
+        found = {name: found[name] for name in sorted({chosen(found, name) for name in names})}
+    for name, info in found.items():
+        last = known.get(name)
         if info.rounds_closed and (last is None or last.round != info.rounds_closed - 1):
-            known.update((info.model, closed) for closed in view.rounds(info.model, info.rounds_closed - 1))
-    return [Seen(info, known.get(info.model)) for info in found if names is None or info.model in names]
+            known.update((name, closed) for closed in view.rounds(name, info.rounds_closed - 1))
+    return [Seen(name, info, known.get(name)) for name, info in found.items()]
 
 
 def _print_once(seen: list[Seen], *, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def _print_changes(looks: Iterator[list[Seen] | TryLater], *, as_json: bool) -> 
         if isinstance(look, TryLater):
             lines = {"": json.dumps({"no_answer": look.message}) if as_json else f"no answer: {look.message}"}
         else:
-            lines = {each.info.model: json.dumps(each.as_json()) if as_json else line(each) for each in look}
+            lines = {each.name: json.dumps(each.as_json()) if as_json else line(each) for each in look}
             said.pop("", None)
         for name, text in lines.items():
             if said.get(name) != text:
@@ -141,7 +141,7 @@ def _row(seen: Seen) -> tuple[str, ...]:
         c = open_round.counters
         cohort = tuple(str(n) for n in (c.assigned, c.counted, c.pending, c.given_back, c.late))
     return (
-        info.model,
+        seen.name,
         info.state,
         "-" if info.version is None else str(info.version),
         "-" if open_round is None else str(open_round.round),

@@ -52,6 +52,7 @@ class Snapshot:
     version: Version
     round: int
     opened_at: float
+    asked_at: float | None
     started_at: float | None
     entries: tuple[Entry, ...]
     settled: tuple[Entry, ...]
@@ -93,6 +94,7 @@ class Coordinator:
         self.version = version
         self.round = round_
         self.opened_at = opened_at
+        self.asked_at: float | None = None  # the first device asked: a selector that turns all away opens up in time
         self.started_at: float | None = None
         self._ledger = Ledger()
         self._staleness = plan.pacing.staleness
@@ -258,6 +260,7 @@ class Coordinator:
             self.version,
             self.round,
             self.opened_at,
+            self.asked_at,
             self.started_at,
             self._ledger.entries,
             self._ledger.settled,
@@ -279,6 +282,7 @@ class Coordinator:
             restored._ledger.record(entry)
         for entry in snapshot.settled:
             restored._ledger.settle(entry)
+        restored.asked_at = snapshot.asked_at
         restored.started_at = snapshot.started_at
         restored._fold = snapshot.fold
         if restored._held is not None:
@@ -332,13 +336,15 @@ class Coordinator:
         pacing = self.plan.pacing
         if pacing.free_slots(view) <= 0:
             return "round-full"
+        if self.asked_at is None:
+            self.asked_at = view.now
         candidacy = Candidacy(
             device_id=device_id,
             seed=self.plan.seed,
             round=self.round,
             slots=pacing.slots,
             candidates=self.candidates,
-            elapsed_fraction=pacing.elapsed_fraction(view),
+            elapsed_fraction=pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at))),
         )
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
 
@@ -389,6 +395,7 @@ class Coordinator:
         if self.round % CANDIDATE_ROUNDS == 0:
             self._earlier_candidates, self._candidates = self._candidates, DistinctCount()
         self.opened_at = now
+        self.asked_at = None
         self.started_at = None
         self._ledger = following
         if following.counters.counted:

@@ -1,9 +1,19 @@
-"""Ids of assignments: functions of what they are about, so that a restart changes none."""
+"""Ids of models and assignments: functions of what they are about, so that a restart changes none."""
 
 import hashlib
 
 _TURN = "-t"  # no hexadecimal digit
 _EVALUATION = "-e"
+
+
+def model_id(app_id: str, name: str) -> str:
+    """Return the id of an app's model: two apps may give the same name. Neither of both can hold a slash."""
+    return f"{app_id}/{name}"
+
+
+def model_name(model: str) -> str:
+    """Return the name that a model's app knows it by."""
+    return model.rpartition("/")[2]
 
 
 def assignment_id(model: str, round_: int, device_id: str, turn: int = 0) -> str:

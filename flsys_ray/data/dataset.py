@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from flsys_ray.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """A data set on disk. Holds no examples: `examples` reads one user's.
+    """A data set on disk. `examples` reads one user's.
 
     Attributes:
         folder: where it lies.
@@ -86,9 +87,13 @@ class Dataset(ABC):
         """
         if not self.count(user):
             raise NotFound(f"{self.name} has no user {user!r} with these classes; its users are {_some(self.users)}")
-        table = pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
+        table = self._rows(user)
         y = pc.index_in(table["label"], value_set=pa.array(self.classes))
         return self._examples(user, table.append_column("y", y).filter(pc.is_valid(y)))
+
+    def _rows(self, user: str) -> pa.Table:
+        """Read one user's rows."""
+        return pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
 
     @abstractmethod
     def _examples(self, user: str, table: pa.Table) -> Examples:
@@ -127,7 +132,10 @@ class WindowDataset(Dataset):
 
 @dataclass(frozen=True)
 class TextDataset(Dataset):
-    """A data set of texts: x `[N, L]` int32, as `tokenizer` makes it: the one of the program that is to read it."""
+    """A data set of texts: x `[N, L]` int32, as `tokenizer` makes it: the one of the program that is to read it.
+
+    Texts are small and their users many: the file is read once, and kept.
+    """
 
     info: TextsInfo
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -140,9 +148,16 @@ class TextDataset(Dataset):
 
     def texts(self, user: str) -> tuple[str, ...]:
         """Return one user's texts, in the order of `examples`."""
-        table = pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
+        table = self._rows(user)
         table = table.filter(pc.is_in(table["label"], value_set=pa.array(self.classes)))
         return tuple(table.sort_by("created_s")["text"].to_pylist())
+
+    def _rows(self, user: str) -> pa.Table:
+        return self._all.filter(pc.equal(self._all["user"], user))
+
+    @cached_property
+    def _all(self) -> pa.Table:
+        return pq.read_table(self.folder / self.info.file)
 
     def _examples(self, user: str, table: pa.Table) -> Examples:
         table = table.sort_by("created_s")

@@ -4,6 +4,9 @@ Each is a real `Phone` with a folder and a database of its own, over real HTTP. 
 cache of programs, and one LiteRT interpreter a program and worker. A queue ordered by wake-up time is served by few
 worker threads: a thousand phones that wait cost nothing but their entry in the queue.
 
+A phone may have several apps, each a runtime with its own key, models, folder and database: one `Fleet` an app, on the
+same phones. They share the phone's conditions, and one of them works at a time: a phone has one processor.
+
 Emulated phones hold data that a researcher handed out, so `run_fleet` consents in the place of their users.
 """
 
@@ -11,7 +14,8 @@ import heapq
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +38,7 @@ SHARED_PROGRAM_BYTES = 1024 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Which phones there are. The same fleet on the same folder is the same phones.
+    """One app on many phones. The same fleet on the same folder is the same phones.
 
     Attributes:
         folder: holds one folder a phone; they are made when missing.
@@ -44,7 +48,10 @@ class Fleet:
         users: whose data they hold; None: of all users of each data set. Phone i holds the data of user i modulo their
             number. With more phones than users, the phones of one user share that user's examples between them, each
             with a stretch of its own: no example is on two phones.
+        deal: with fewer phones than users, deal out all users: phone i holds the data of users i, i + count, ...
         speed: seconds of a user's stream in one second; None: all data are there from the start.
+        training_s: seconds that a training takes on phone i at least, as its hardware would; None: as fast as this
+            machine can. What is left of them passes before the upload, and costs no processor time.
     """
 
     folder: Path
@@ -52,7 +59,9 @@ class Fleet:
     data: Mapping[str, UserData]
     count: int
     users: tuple[str, ...] | None = None
+    deal: bool = False
     speed: float | None = None
+    training_s: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -62,12 +71,14 @@ class Fleet:
         for model in self.config.models:
             self._users(model)
 
-    def source(self, index: int, model: str) -> ReplaySource:
+    def sources(self, index: int, model: str) -> tuple[ReplaySource, ...]:
         """Return what phone `index` replays for `model`."""
         users = self._users(model)
         number = index % len(users)
         sharing = len(range(number, self.count, len(users)))
-        return ReplaySource(self.data[model], users[number], (index // len(users), sharing), self.speed)
+        mine = users[number :: self.count] if self.deal else users[number : number + 1]
+        part = (index // len(users), sharing)
+        return tuple(ReplaySource(self.data[model], user, part, self.speed) for user in mine)
 
     def name(self, index: int) -> str:
         """Return the folder name of phone `index`."""
@@ -99,8 +110,7 @@ class FleetReport:
 
 
 def run_fleet(
-    fleet: Fleet,
-    *,
+    *apps: Fleet,
     stop: threading.Event,
     on_event: Callable[[FleetEvent], None] = lambda event: None,
     workers: int = 2,
@@ -109,16 +119,25 @@ def run_fleet(
 ) -> FleetReport:
     """Run all phones until `stop` is set. `on_event` is called from the worker threads, one call at a time.
 
+    Args:
+        apps: what is on the phones; phone i has phone i of each.
+        stop: ends the run.
+        on_event: is told of each step.
+        workers: threads that serve phones.
+        conditions: of every phone; default: ready.
+        transport: reaches the cloud in another way than by network.
+
     Raises:
-        InvalidInput: `workers` is not positive.
+        InvalidInput: `workers` is not positive; there is no app, or two differ in their number of phones, or share a
+            folder.
     """
     if workers < 1:
         raise InvalidInput(f"a fleet needs at least one worker, not {workers}")
-    limits = httpx2.Limits(max_connections=workers + 2, max_keepalive_connections=workers + 2)
-    with httpx2.Client(base_url=fleet.config.url, transport=transport, limits=limits) as http:
-        files = FileCache(fleet.folder / "programs", SHARED_PROGRAM_BYTES)
-        shared = Shared(http=http, program_files=files)
-        schedule = _Schedule(fleet, shared, conditions or FixedConditions(), stop, on_event)
+    if len({app.count for app in apps}) != 1 or len({app.folder for app in apps}) != len(apps):
+        raise InvalidInput("the apps of a fleet are on the same phones: give each a folder, and all the same count")
+    with ExitStack() as stack:
+        shared = [_shared(app, workers, transport, stack) for app in apps]
+        schedule = _Schedule(apps, shared, conditions or FixedConditions(), stop, on_event)
         threads = [threading.Thread(target=schedule.work, name=f"fleet-{i}") for i in range(workers)]
         for thread in threads:
             thread.start()
@@ -135,24 +154,108 @@ def run_fleet(
     return FleetReport(MappingProxyType(dict(schedule.steps)))
 
 
+def _shared(app: Fleet, workers: int, transport: httpx2.BaseTransport | None, stack: ExitStack) -> Shared:
+    """Return what the runtimes of one app have in common."""
+    limits = httpx2.Limits(max_connections=workers + 2, max_keepalive_connections=workers + 2)
+    http = stack.enter_context(httpx2.Client(base_url=app.config.url, transport=transport, limits=limits))
+    return Shared(http=http, program_files=FileCache(app.folder / "programs", SHARED_PROGRAM_BYTES))
+
+
+class _Runtime:
+    """One app on one phone. All its state is on the disk: it is opened when it is due, and may be closed in between."""
+
+    def __init__(
+        self, app: Fleet, index: int, shared: Shared, conditions: ConditionsSource, clock: SystemClock
+    ) -> None:
+        self.app, self._index = app, index
+        self._shared, self._conditions, self._clock = shared, conditions, clock
+        self._phone: Phone | None = None
+        self._fed = False
+        self._sources: dict[str, tuple[ReplaySource, ...]] = {}
+        self.wake_at = 0.0
+
+    def step(self, should_stop: Callable[[], bool]) -> Outcome:
+        """Do the next thing."""
+        return self._opened().step(should_stop=should_stop)
+
+    def feed(self) -> None:
+        """Store what is due of the data."""
+        if self._fed:
+            return
+        sources = self._sources or {model: self.app.sources(self._index, model) for model in self.app.config.models}
+        for model, parts in sources.items():
+            for source in parts:
+                self._opened().replay(model, source)
+        if self.app.speed is None:
+            self._fed = True
+        else:
+            self._sources = sources
+
+    def close(self) -> None:
+        """Close the phone, if it is open."""
+        if self._phone is not None:
+            self._phone.close()
+            self._phone = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds files open."""
+        return self._phone is not None
+
+    def _opened(self) -> Phone:
+        if self._phone is None:
+            config = self.app.config
+            own = replace(config, seed=(config.seed or 0) + self._index)
+            folder = self.app.folder / self.app.name(self._index)
+            self._phone = Phone(folder, own, conditions=self._conditions, clock=self._clock, shared=self._shared)
+            for status in self._phone.status().models:
+                if not status.consent:
+                    self._phone.consent(status.model, granted=True)
+        return self._phone
+
+
+class _EmulatedPhone:
+    """The apps on one phone."""
+
+    def __init__(self, apps: Sequence[_Runtime]) -> None:
+        self.apps = apps
+        self._training: _Runtime | None = None
+
+    @property
+    def wake_at(self) -> float:
+        """When there will be something to do."""
+        return self._training.wake_at if self._training else min(app.wake_at for app in self.apps)
+
+    def next(self) -> _Runtime:
+        """Return the app that goes on: whose training has just lasted long enough, else the first that is due."""
+        app = self._training or min(self.apps, key=lambda app: app.wake_at)
+        self._training = None
+        return app
+
+    def trains_until(self, app: _Runtime, instant: float) -> None:
+        """Keep the phone busy: no app does anything until a training has lasted as long as it takes here."""
+        app.wake_at, self._training = instant, app
+
+
 class _Schedule:
-    """The queue by wake-up time, and the phones that are open. A phone is with one worker at a time."""
+    """The queue by wake-up time, and the phones. A phone is with one worker at a time."""
 
     def __init__(
         self,
-        fleet: Fleet,
-        shared: Shared,
+        apps: Sequence[Fleet],
+        shared: Sequence[Shared],
         conditions: ConditionsSource,
         stop: threading.Event,
         on_event: Callable[[FleetEvent], None],
     ) -> None:
-        self._fleet, self._shared, self._conditions = fleet, shared, conditions
         self._stop, self._on_event = stop, on_event
-        self._clock = SystemClock(stop)
-        self._queue = [(0.0, index) for index in range(fleet.count)]
-        self._open: dict[int, Phone] = {}
-        self._fed: set[int] = set()
-        self._sources: dict[int, dict[str, ReplaySource]] = {}
+        clock = SystemClock(stop)
+        self._phones = [
+            _EmulatedPhone([_Runtime(app, i, its, conditions, clock) for app, its in zip(apps, shared, strict=True)])
+            for i in range(apps[0].count)
+        ]
+        self._queue = [(0.0, index) for index in range(len(self._phones))]
+        self._open = 0
         self._changed = threading.Condition()
         self._reporting = threading.Lock()
         self.steps: Counter[Kind] = Counter()
@@ -162,9 +265,9 @@ class _Schedule:
         """Serve phones until the fleet stops."""
         try:
             while (index := self._next()) is not None:
-                wake_at = self._serve(index)
+                self._serve(index, self._phones[index])
                 with self._changed:
-                    heapq.heappush(self._queue, (wake_at, index))
+                    heapq.heappush(self._queue, (self._phones[index].wake_at, index))
                     self._changed.notify()
         except BaseException as error:  # `run_fleet` raises it
             self.error = error
@@ -172,9 +275,9 @@ class _Schedule:
 
     def close(self) -> None:
         """Close all phones."""
-        for phone in self._open.values():
-            phone.close()
-        self._open.clear()
+        for phone in self._phones:
+            for app in phone.apps:
+                app.close()
 
     def _next(self) -> int | None:
         """Wait for the next phone that is due; None: the fleet stops."""
@@ -186,47 +289,34 @@ class _Schedule:
                 self._changed.wait(min(left_s, 0.2))  # `stop` is somebody else's event: look at it now and then
         return None
 
-    def _serve(self, index: int) -> float:
-        """Let one phone work until it has to wait, as a phone of its own would; return when it wants to go on."""
-        phone = self._open.get(index) or self._opened(index)
-        self._feed(index, phone)
-        wake_at = 0.0
+    def _serve(self, index: int, phone: _EmulatedPhone) -> None:
+        """Let one app of a phone work until it has to wait, as on a phone of its own."""
+        app = phone.next()
+        was_open = app.is_open
+        app.feed()
         for _ in range(STEPS_AT_ONCE):
-            outcome = phone.step(should_stop=self._stop.is_set)
-            self._report(index, outcome)
-            wake_at = outcome.wake_at
-            if self._stop.is_set() or wake_at > time.time():
+            began = time.time()
+            outcome = app.step(self._stop.is_set)
+            self._report(index, app, outcome)
+            app.wake_at = outcome.wake_at
+            if outcome.kind == "trained" and app.app.training_s is not None:
+                done_at = began + app.app.training_s(index)
+                if done_at > time.time():
+                    phone.trains_until(app, done_at)
+                    break
+            if self._stop.is_set() or app.wake_at > time.time():
                 break
-        # All state is on the disk: a phone that has to wait can be closed, and opened again when it is due.
-        if len(self._open) > MOST_OPEN:
-            del self._open[index]
-            phone.close()
-        return wake_at
+        self._account(app, was_open=was_open)
 
-    def _report(self, index: int, outcome: Outcome) -> None:
+    def _account(self, app: _Runtime, *, was_open: bool) -> None:
+        """Count open phones, and close this one if there are too many: it can be opened again when it is due."""
+        with self._changed:
+            self._open += not was_open
+            if self._open > MOST_OPEN:
+                self._open -= 1
+                app.close()
+
+    def _report(self, index: int, app: _Runtime, outcome: Outcome) -> None:
         with self._reporting:
             self.steps[outcome.kind] += 1
-            self._on_event(FleetEvent(index, self._fleet.name(index), outcome))
-
-    def _opened(self, index: int) -> Phone:
-        config = self._fleet.config
-        own = replace(config, seed=(config.seed or 0) + index)
-        folder = self._fleet.folder / self._fleet.name(index)
-        phone = Phone(folder, own, conditions=self._conditions, clock=self._clock, shared=self._shared)
-        self._open[index] = phone
-        for status in phone.status().models:
-            if not status.consent:
-                phone.consent(status.model, granted=True)
-        return phone
-
-    def _feed(self, index: int, phone: Phone) -> None:
-        if self._fleet.speed is None:
-            if index not in self._fed:
-                for model in self._fleet.config.models:
-                    phone.replay(model, self._fleet.source(index, model))
-                self._fed.add(index)
-            return
-        if index not in self._sources:
-            self._sources[index] = {model: self._fleet.source(index, model) for model in self._fleet.config.models}
-        for model, source in self._sources[index].items():
-            phone.replay(model, source)
+            self._on_event(FleetEvent(index, app.app.name(index), outcome))

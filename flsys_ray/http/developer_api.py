@@ -55,14 +55,13 @@ async def put_model(cloud: TheCloud, app_id: AppCall, model: Name, body: PlanReq
 @router.put("/models/{model}/program", openapi_extra={"requestBody": {"required": True, **_binary(PROGRAM)}})
 async def put_program(cloud: TheCloud, app_id: AppCall, request: Request, model: Name) -> ModelInfo:
     """Give a model its device program, as `flsys_ray.compile` made it."""
-    cloud.check_owner(app_id, model)
+    cloud.find(app_id, model)
     return await cloud.put_program(app_id, model, await read_body(request, PROGRAM_BYTES))
 
 
 @router.post("/models/{model}/infer")
 async def infer(cloud: TheCloud, app_id: AppCall, request: Request, model: Name, body: InferRequest) -> InferReply:
     """Run a version on examples."""
-    cloud.check_owner(app_id, model)
     reply: InferReply = await request.app.state.inference.infer(app_id, model, body)
     return reply
 
@@ -128,7 +127,7 @@ async def overview(cloud: TheCloud) -> OverviewReply:
     return await cloud.overview()
 
 
-@router.get("/overview/{model}/rounds", dependencies=[OperatorCall], tags=["operators"])
-async def overview_rounds(cloud: TheCloud, model: Name, since: Since = 0) -> RoundsReply:
+@router.get("/overview/{app}/{model}/rounds", dependencies=[OperatorCall], tags=["operators"])
+async def overview_rounds(cloud: TheCloud, app: Name, model: Name, since: Since = 0) -> RoundsReply:
     """List the rounds of any app's model that are over."""
-    return await cloud.overview_rounds(model, since)
+    return await cloud.rounds(app, model, since)

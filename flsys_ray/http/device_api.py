@@ -65,9 +65,9 @@ async def check_in(cloud: TheCloud, device: DeviceCall, body: CheckInRequest) ->
 @router.get("/models/{model}/program/{sha256}", response_class=Response, responses=_file(PROGRAM))
 async def get_program(cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256) -> Response:
     """Download a device program. It never changes; `Range` resumes."""
-    cloud.check_owner(app_id, model)
-    download = Download(places.program(model, sha256), sha256, PROGRAM, FOR_EVER, {})
-    return await _send(cloud, request, download, (model, "program"))
+    found = cloud.find(app_id, model)
+    download = Download(places.program(found, sha256), sha256, PROGRAM, FOR_EVER, {})
+    return await _send(cloud, request, download, (found, "program"))
 
 
 @router.get("/models/{model}/versions/{number}", response_class=Response, responses=_file(SAFETENSORS))
@@ -76,11 +76,12 @@ async def get_version(
 ) -> Response:
     """Download a version's parameters: by number it never changes; `latest` is the one that serves. `Range` resumes."""
     info = await cloud.version(app_id, model, None if number == "latest" else int(number))
+    found = cloud.find(app_id, model)
     headers = {"Flsys-Version": str(info.version), "Flsys-Program": info.program_sha256}
     digest = info.weights_sha256
     cache = REVALIDATE if number == "latest" else FOR_EVER
-    download = Download(places.weights(model, digest), digest, SAFETENSORS, cache, headers)
-    return await _send(cloud, request, download, (model, "version"))
+    download = Download(places.weights(found, digest), digest, SAFETENSORS, cache, headers)
+    return await _send(cloud, request, download, (found, "version"))
 
 
 @router.put(

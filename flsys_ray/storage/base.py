@@ -36,12 +36,18 @@ class ObjectStore(ABC):
     def put_new(self, key: str, body: bytes) -> str:
         """Create an object and return its etag. Raises `AlreadyExists`.
 
-        A key is never the folder of another: where there is `a/b`, `a` and `a/b/c` raise `InvalidInput`.
+        No key may be the folder of another: where there is `a/b`, `a` and `a/b/c` raise `InvalidInput`. A store that
+        would have to list in order to notice may let it pass. So nobody may count on either; `cloud/places.py` makes
+        no such keys.
         """
 
     @abstractmethod
     def swap(self, key: str, body: bytes, etag: str) -> str:
-        """Replace the object whose etag is `etag` and return the new one. Raises `Changed`, `Missing`."""
+        """Replace the object whose etag is `etag` and return the new one. Raises `Changed`, `Missing`.
+
+        No etag of a key comes back, even if the content does: who read the first A of A, B, A does not replace the
+        last one.
+        """
 
     @abstractmethod
     def get(self, key: str, start: int = 0, end: int | None = None) -> StoredObject:

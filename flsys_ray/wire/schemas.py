@@ -1,12 +1,14 @@
 """Every JSON message of `/v1`. The OpenAPI document is generated from these.
 
-Durations are seconds (`_s`), sizes bytes, instants UTC seconds as float. Names of models and apps are lower-case.
+Durations are seconds (`_s`), sizes bytes, instants UTC seconds as float. Names of models and apps are lower-case;
+those of models are the app's own: two apps may use the same.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from flsys_ray.core.ids import model_name
 from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
 from flsys_ray.core.types import Reason
 
@@ -16,6 +18,7 @@ PROBLEM = "application/problem+json"
 ASSIGNMENT_HEADER = "Flsys-Assignment"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+OwnName = Annotated[Name, BeforeValidator(model_name)]  # of a model's id, `app/name`, the name: an app is told no more
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 State = Literal["draft", "training", "paused", "finished", "archived"]
 
@@ -261,7 +264,7 @@ class OpenRound(Message):
 class ModelInfo(Message):
     """One model at this moment."""
 
-    model: Name
+    model: OwnName
     app_id: Name
     state: State
     version: int | None
@@ -313,7 +316,7 @@ class UpdateLine(Message):
 class VersionInfo(Message):
     """A version's manifest: what made it. Version 0 has no round and no updates."""
 
-    model: Name
+    model: OwnName
     version: int
     weights_sha256: Sha256
     optimizer_sha256: Sha256
@@ -349,7 +352,7 @@ class ModelsReply(Message):
 
 
 class OverviewReply(Message):
-    """Every app's models, by name: the operator's view."""
+    """Every app's models, by app and name: the operator's view."""
 
     models: list[ModelInfo]
 

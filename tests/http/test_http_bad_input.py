@@ -69,7 +69,7 @@ def test_an_unusable_update_is_refused_by_name_and_leaves_nothing(world: World, 
     found = problem(world.upload(*phone, body), 422, "update-unusable")
     assert says in found["detail"]
     assert found["detail"].startswith("update for tiny v0: ")
-    assert not [*world.store.list("models/tiny/rounds/")]
+    assert not [*world.store.list("models/acme/tiny/rounds/")]
     assert world.upload(*phone).json() == {"status": "counted", "duplicate": False}  # the slot is not lost
 
 
@@ -331,7 +331,7 @@ def test_a_program_that_is_none_is_refused(world: World, key, tiny):
     for body in (b"", b"hello", tiny.data[:-1], tiny.data[:1000], b"PK\x05\x06" + bytes(18), bytes(1000) + tiny.data):
         problem(world.put_program(key, program=body), 422, "program-invalid")
     assert world.info(key)["program_sha256"] is None
-    assert not [*world.store.list("models/tiny/programs/")]
+    assert not [*world.store.list("models/acme/tiny/programs/")]
 
 
 def test_an_oversized_program_is_refused_before_it_is_read(world: World, key):

@@ -8,11 +8,13 @@ import logging
 import warnings
 
 import jwt
+import numpy as np
 import pytest
 from cloud_world import OPERATOR_KEY, PAIR, World, bearer, problem
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import DEVICE_TOKEN_LIFE_S, new_operator_key, set_operator_key
+from flsys_ray.wire.tensors import decode_vector
 
 
 def signing_key(world: World) -> bytes:
@@ -40,7 +42,7 @@ def secrets(world: World, key: str) -> dict[str, str]:
 OPERATOR = [
     ("POST", "/v1/apps", {"name": "x"}),
     ("GET", "/v1/overview", None),
-    ("GET", "/v1/overview/tiny/rounds", None),
+    ("GET", "/v1/overview/acme/tiny/rounds", None),
 ]
 APP = [
     ("POST", "/v1/devices", {"installation_id": "12345678"}),
@@ -81,7 +83,14 @@ def test_the_table_of_calls_is_whole(world: World):
         for path, methods in world.http.get("/openapi.json").json()["paths"].items()
         for method in methods
     }
-    filled = {"{model}": "tiny", "{number}": "0", "{sha256}": "0" * 64, "{assignment_id}": ID, "{action}": "pause"}
+    filled = {
+        "{app}": "acme",
+        "{model}": "tiny",
+        "{number}": "0",
+        "{sha256}": "0" * 64,
+        "{assignment_id}": ID,
+        "{action}": "pause",
+    }
     calls = set()
     for method, path in described:
         for name, value in filled.items():
@@ -144,7 +153,7 @@ def test_another_apps_model_does_not_exist(world: World, secrets):
     stranger = world.app("other")
     for method, path, body in APP[2:]:
         if (method, path) == ("PUT", "/v1/models/tiny"):
-            continue  # the one call that must say that a name is taken
+            continue  # it makes a model of that name for the caller: below
         for secret in (stranger,):
             there = world.http.request(method, path, json=body, headers=bearer(secret))
             gone = world.http.request(method, path.replace("tiny", "none"), json=body, headers=bearer(secret))
@@ -156,8 +165,56 @@ def test_another_apps_model_does_not_exist(world: World, secrets):
             assert problem(there, 404, "not-found") == json.loads(gone.text.replace("none", "tiny"))
     spy = world.check_in(world.device(stranger, "spy"), "tiny", "none")
     assert {rejection["reason"] for rejection in spy["rejections"]} == {"unknown-model"}
-    taken = world.http.put("/v1/models/tiny", json={"plan": PAIR}, headers=bearer(stranger))
-    assert "choose another" in problem(taken, 409, "conflict")["detail"]
+
+
+def test_a_name_that_another_app_uses_is_as_free_as_any(world: World, secrets):
+    """What a developer is told of a new model of their own does not depend on what others have."""
+    stranger = world.app("other")
+    replies = [
+        world.http.put(f"/v1/models/{name}", json={"plan": PAIR}, headers=bearer(stranger)) for name in ("tiny", "none")
+    ]
+    assert [reply.status_code for reply in replies] == [201, 201]
+    assert replies[0].json() == replies[1].json() | {"model": "tiny"}
+
+
+def test_two_apps_train_models_of_one_name_side_by_side(world: World, key):
+    """Their devices, versions, rounds and inference never meet, nor does what one of them stops touch the other."""
+    theirs = world.app("other")
+    world.training(key)
+    world.training(theirs, plan=PAIR | {"seed": 7})
+    world.commit(key, value=0.25)
+    world.commit(theirs, value=-0.5)
+    world.commit(theirs, value=-0.5)
+    own, other = parameters(world, key), parameters(world, theirs)
+    np.testing.assert_allclose(own["1"] - own["0"], 0.25, atol=1e-5)
+    np.testing.assert_allclose(other["2"] - other["0"], -1.0, atol=1e-5)
+    assert (own["0"] != other["0"]).any()
+    assert (world.info(key)["app_id"], world.info(key)["version"]) == ("acme", 1)
+    assert (world.info(theirs)["app_id"], world.info(theirs)["version"]) == ("other", 2)
+    mine = {line["assignment_id"] for line in world.manifest(key, 1)["updates"]}
+    assert not mine & {line["assignment_id"] for line in world.manifest(theirs, 1)["updates"]}
+    gone = world.http.get("/v1/models/tiny/versions/2", headers=bearer(world.device(key, "one")))
+    problem(gone, 404, "not-found")
+
+    spy = world.device(theirs, "spy")
+    work = world.work(world.device(key, "one"))
+    address = f"/v1/assignments/{work['assignment_id']}/update"
+    stolen = world.http.put(address, content=world.body(), headers=bearer(spy, work["token"]))
+    problem(stolen, 403, "forbidden")
+    world.act(theirs, "stop")
+    assert world.info(key)["state"] == "training"
+    found = world.http.get("/v1/overview", headers=bearer(OPERATOR_KEY)).json()["models"]
+    assert [(info["app_id"], info["model"], info["state"]) for info in found] == [
+        ("acme", "tiny", "training"),
+        ("other", "tiny", "finished"),
+    ]
+
+
+def parameters(world: World, key: str) -> dict[str, np.ndarray]:
+    """Return the parameters of each version, by its number."""
+    numbers = world.http.get("/v1/models/tiny/versions", headers=bearer(key)).json()["versions"]
+    bodies = {n: world.http.get(f"/v1/models/tiny/versions/{n}", headers=bearer(key)).content for n in numbers}
+    return {str(n): decode_vector(body, "parameters", world.size) for n, body in bodies.items()}
 
 
 # Device tokens -------------------------------------------------------------------------------------------------------

@@ -132,12 +132,12 @@ def test_a_developer_sees_models_curves_cohort_devices_and_bytes_and_they_move(w
             world.upload(token, world.work(token))
         chromium.until("document.querySelectorAll('#rounds tr').length === 4")
 
-        chromium.run("document.querySelector('button[data-model=later]').click()")
+        chromium.run("document.querySelector('button[data-model=\"acme/later\"]').click()")
         chromium.until("document.getElementById('name').innerText.startsWith('later draft')")
         assert chromium.complaints() == []
         assert all(address.startswith(f"{url}/") and key not in address for address in chromium.asked())
         kept = chromium.run("[Object.values(sessionStorage), localStorage.length, document.cookie, location.href]")
-        assert kept == [[key], 0, "", f"{url}/dashboard#later"]
+        assert kept == [[key], 0, "", f"{url}/dashboard#acme/later"]
         chromium.run("document.getElementById('forget').click()")
         assert chromium.run("sessionStorage.length") == 0
         assert "acme" not in chromium.text()
@@ -157,7 +157,7 @@ def test_the_operator_sees_every_app_and_a_wrong_key_is_told(world: World, key: 
         chromium.until("document.getElementById('trouble').innerText.includes('ASCII')")
         give(chromium, OPERATOR_KEY)
         chromium.until("document.querySelectorAll('#models tr').length === 2")
-        assert [row[:2] for row in rows(chromium, "models")] == [["theirs", "other"], ["tiny", "acme"]]
+        assert [row[:2] for row in rows(chromium, "models")] == [["tiny", "acme"], ["theirs", "other"]]
         assert "operator" in chromium.run("document.getElementById('whose').innerText")
         chromium.open(f"{url}/dashboard?again")  # the tab still has it
         chromium.until("document.querySelectorAll('#models tr').length === 2")

@@ -117,7 +117,7 @@ def test_who_may_do_what(world: World, key):
 def test_a_new_owner_knows_who_evaluated(world: World, key):
     token, work = evaluator(world, key, "three")
     assert world.evaluate(token, work).status_code == 200
-    world.cloud.hosts.host("tiny")._model = None
+    world.cloud.hosts.host("acme/tiny")._model = None
     for other in ("one", "two"):  # who was at work asks again
         world.check_in(world.device(key, other))
     assert world.check_in(token)["assignments"] == []

@@ -141,7 +141,9 @@ def played(world: World, tmp_path: Path) -> Shell:
 
 
 def test_the_examples_run_and_a_version_comes_of_them(played: Shell, world: World):
-    assert [*world.store.list("models/steps/versions/")] == [f"models/steps/versions/{n:08d}.json" for n in (0, 1, 2)]
+    assert [*world.store.list("models/acme/steps/versions/")] == [
+        f"models/acme/steps/versions/{n:08d}.json" for n in (0, 1, 2)
+    ]
     assert (played.folder / "program.tflite").read_bytes() == world.program
     whole = (played.folder / "program.tflite").read_bytes()
     assert whole[1000:] == (played.folder / "rest.tflite").read_bytes()
@@ -180,7 +182,7 @@ def test_every_call_of_the_api_is_in_an_example(played: Shell, world: World):
         elif path.endswith("/update"):
             assert "$UPLOAD_URL" in text
         else:
-            pattern = re.escape(path).replace(r"\{model\}", "steps")
+            pattern = re.escape(path).replace(r"\{model\}", "steps").replace(r"\{app\}", "acme")
             pattern = pattern.replace(r"\{action\}", "(start|pause|resume|stop|archive)")
             pattern = pattern.replace(r"\{assignment_id\}", r"\$ASSIGNMENT").replace(r"\{number\}", r"(\d+|latest)")
             assert re.search(rf"\$CLOUD{pattern}(\s|$)", text), call

@@ -86,7 +86,7 @@ def test_one_model_too_many(world: World):
 
 def test_a_model_that_was_half_created_can_be_finished(world: World):
     key = limited(world, models=1)
-    world.store.put_new("catalog/half.json", b"acme")
+    world.store.put_new("catalog/acme/half.json", b"")
     assert create(world, key, "half").status_code == 201
 
 

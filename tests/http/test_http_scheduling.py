@@ -90,7 +90,7 @@ def test_a_model_that_does_not_train_is_not_asked(world: World, key):
 
     class Asked:
         def model(self, name):
-            assert name == "tiny"
+            assert name == "acme/tiny"
             return hosts.model(name)
 
     world.cloud.checkins.hosts = Asked()
@@ -108,15 +108,15 @@ def test_a_model_that_does_not_answer_is_passed_over(world: World, key, order):
     class Slow:
         async def check_in(self, device_id):
             await asyncio.sleep(0.5)
-            return await hosts.model("slow").check_in(device_id)
+            return await hosts.model("acme/slow").check_in(device_id)
 
     class Half:
         def model(self, name):
-            return Slow() if name == "slow" else hosts.model(name)
+            return Slow() if name == "acme/slow" else hosts.model(name)
 
     class InOrder:
         def order(self, check_in):
-            return order
+            return tuple(f"acme/{name}" for name in order)
 
     world.cloud.checkins.hosts = Half()
     world.cloud.checkins.terms = Terms(scheduler=InOrder(), hurry_s=0.05)
@@ -138,8 +138,8 @@ def test_a_model_s_standing_is_what_its_owner_would_say(world: World, key):
         told = world.info(key, model)
         if told["open_round"] is not None:
             told["open_round"]["candidates"] = 0  # as in an owner that has just come up
-        assert standings.info(model).model_dump(mode="json") == told
-        return standings.has_work(model)
+        assert standings.info(f"acme/{model}").model_dump(mode="json") == told
+        return standings.has_work(f"acme/{model}")
 
     world.draft(key)
     assert not stands()
@@ -150,14 +150,14 @@ def test_a_model_s_standing_is_what_its_owner_would_say(world: World, key):
     token = world.device(key, "one")
     work = world.work(token)
     standings = Standings(world.store, world.clock)
-    assert not standings.has_work("tiny"), "an assignment alone is in no store: its token says all"
+    assert not standings.has_work("acme/tiny"), "an assignment alone is in no store: its token says all"
     world.upload(token, work)
-    assert Standings(world.store, world.clock).has_work("tiny")
+    assert Standings(world.store, world.clock).has_work("acme/tiny")
     other = world.device(key, "two")
     world.upload(other, world.work(other))
     assert not stands(), "the round was committed, and the next one is empty"
     world.clock.advance(1.5)
-    assert not standings.has_work("tiny"), "what was read before is read on from there"
+    assert not standings.has_work("acme/tiny"), "what was read before is read on from there"
     world.act(key, "pause")
     assert not stands()
     world.act(key, "stop")
@@ -176,7 +176,7 @@ def test_updates_that_are_in_a_version_are_no_work_under_staleness_either(world:
     world.training(key, plan={"pacing": pacing, "selection": "first_come"})
     for _ in range(3):
         world.commit(key)
-    assert not Standings(world.store, world.clock).has_work("tiny")
+    assert not Standings(world.store, world.clock).has_work("acme/tiny")
     token = world.device(key, "three")
     assert world.upload(token, world.work(token)).status_code == 200
-    assert Standings(world.store, world.clock).has_work("tiny")
+    assert Standings(world.store, world.clock).has_work("acme/tiny")

@@ -64,12 +64,12 @@ def test_the_operator_sees_the_models_of_all_apps(world: World, key):
     world.draft(other, "small")
     reply = world.http.get("/v1/overview", headers=bearer(OPERATOR_KEY)).json()
     assert [(model["model"], model["app_id"], model["state"]) for model in reply["models"]] == [
-        ("small", "other", "draft"),
         ("tiny", "acme", "training"),
+        ("small", "other", "draft"),
     ]
-    rounds = world.http.get("/v1/overview/tiny/rounds", headers=bearer(OPERATOR_KEY)).json()
+    rounds = world.http.get("/v1/overview/acme/tiny/rounds", headers=bearer(OPERATOR_KEY)).json()
     assert rounds["rounds"] == world.rounds(key)
-    problem(world.http.get("/v1/overview/nothing/rounds", headers=bearer(OPERATOR_KEY)), 404, "not-found")
+    problem(world.http.get("/v1/overview/acme/nothing/rounds", headers=bearer(OPERATOR_KEY)), 404, "not-found")
 
 
 def test_everything_that_happens_to_phones_is_counted(world: World, key):
@@ -90,16 +90,16 @@ def test_everything_that_happens_to_phones_is_counted(world: World, key):
 
     total = world.meter.total
     outcomes = ("counted", "duplicate", "unusable", "late", "failed")
-    assert [total(m.UPDATES, "tiny", outcome) for outcome in outcomes] == [2, 1, 1, 1, 0]
-    assert total(m.UPDATE_BYTES, "tiny") == 5 * len(body) - 4
-    assert total(m.CHECK_INS, "tiny", "assigned") == 3
+    assert [total(m.UPDATES, "acme/tiny", outcome) for outcome in outcomes] == [2, 1, 1, 1, 0]
+    assert total(m.UPDATE_BYTES, "acme/tiny") == 5 * len(body) - 4
+    assert total(m.CHECK_INS, "acme/tiny", "assigned") == 3
     assert total(m.CHECK_INS, m.NO_MODEL, "unknown-model") == 1
-    assert total(m.DOWNLOAD_BYTES, "tiny", "version") > 4 * world.size
-    assert total(m.ROUNDS, "tiny", "committed") == 1
-    assert total(m.ROUNDS, "tiny", "no-quorum") == 1
-    assert world.meter.numbers[m.ROUND_S.name, "tiny"] == [0, 61]
-    assert world.meter.numbers[m.COMMIT_S.name, "tiny"] == [0]
-    assert world.meter.numbers[m.VERSION.name, "tiny"] == [0, 1]
+    assert total(m.DOWNLOAD_BYTES, "acme/tiny", "version") > 4 * world.size
+    assert total(m.ROUNDS, "acme/tiny", "committed") == 1
+    assert total(m.ROUNDS, "acme/tiny", "no-quorum") == 1
+    assert world.meter.numbers[m.ROUND_S.name, "acme/tiny"] == [0, 61]
+    assert world.meter.numbers[m.COMMIT_S.name, "acme/tiny"] == [0]
+    assert world.meter.numbers[m.VERSION.name, "acme/tiny"] == [0, 1]
 
 
 def test_an_upload_that_the_cloud_could_not_take_is_counted_as_failed(world: World, key, monkeypatch):
@@ -110,9 +110,9 @@ def test_an_upload_that_the_cloud_could_not_take_is_counted_as_failed(world: Wor
     async def down(*_):
         raise TryLater("down", 1.0)
 
-    monkeypatch.setattr(type(world.cloud.hosts.model("tiny")), "submit", down)
+    monkeypatch.setattr(type(world.cloud.hosts.model("acme/tiny")), "submit", down)
     assert world.upload(one, work).status_code == 503
-    assert world.meter.total(m.UPDATES, "tiny", "failed") == 1
+    assert world.meter.total(m.UPDATES, "acme/tiny", "failed") == 1
 
 
 def test_a_series_takes_a_value_for_each_label():

@@ -416,7 +416,7 @@ def test_a_model_that_is_down_stops_no_other(world: World, key):
 
     class HalfDown:
         def model(self, name):
-            return Down() if name == "down" else hosts.model(name)
+            return Down() if name == "acme/down" else hosts.model(name)
 
     class ByName:
         def order(self, check_in):
@@ -433,7 +433,7 @@ def test_a_model_that_is_down_stops_no_other(world: World, key):
 def test_a_model_that_was_half_created_hides_nothing_else(world: World, key):
     """The developer's call died between taking the name and writing the log: no other model may suffer."""
     world.training(key)
-    world.store.put_new("catalog/half.json", b"acme")
+    world.store.put_new("catalog/acme/half.json", b"")
     listed = world.http.get("/v1/models", headers=bearer(key))
     assert [model["model"] for model in listed.json()["models"]] == ["tiny"]
     reply = world.check_in(world.device(key, "one"), "half", "tiny")

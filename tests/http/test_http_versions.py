@@ -35,7 +35,7 @@ def served(world: World, key: str) -> tuple[int, int]:
 
 
 def example(world: World, key: str) -> object:
-    shape = world.cloud.manifest("tiny", world.info(key)["program_sha256"]).input_shape
+    shape = world.cloud.manifest("acme/tiny", world.info(key)["program_sha256"]).input_shape
     return {"instances": np.zeros((1, *shape)).tolist()}
 
 
@@ -176,7 +176,7 @@ def test_a_replay_understands_it(world: World, key, optimizer):
     world.commit(key, "three")
     rollback(world, key, 3)
     world.commit(key, "four")
-    found = [*replay(world.store, "tiny")]
+    found = [*replay(world.store, "acme/tiny")]
     assert [(one.version, one.verdict) for one in found] == [(number, "equal") for number in range(7)]
 
 
@@ -184,7 +184,7 @@ def test_a_crash_between_the_rollback_and_its_manifest_is_mended(world: World, k
     world.training(key, plan=ONE)
     world.commit(key, "one")
     rollback(world, key, 0)
-    del world.store._objects["models/tiny/versions/00000002.json"]
+    del world.store._objects["models/acme/tiny/versions/00000002.json"]
     world.cloud.hosts._hosts.clear()
     assert world.info(key)["version"] == 2
     assert world.manifest(key, 2)["restored_from"] == 0

@@ -81,7 +81,14 @@ def test_the_operator_watches_all_apps(world: World, key: str, url: str):
     world.training(key)
     world.draft(world.app("other"), "theirs")
     seen = json.loads(told("watch", "--once", "--json", "--url", url, "--operator-key", OPERATOR_KEY))
-    assert [each["model"]["app_id"] for each in seen] == ["other", "acme"]
+    assert [each["model"]["app_id"] for each in seen] == ["acme", "other"]
+    words = ("watch", "--once", "--json", "--url", url, "--operator-key", OPERATOR_KEY, "--models")
+    for name in ("acme/tiny", "tiny"):
+        assert [each["model"]["app_id"] for each in json.loads(told(*words, name))] == ["acme"]
+    world.draft(world.app("other"), "tiny")
+    assert [each["model"]["app_id"] for each in json.loads(told(*words, "other/tiny"))] == ["other"]
+    with pytest.raises(InvalidInput, match="several apps have one: say acme/tiny or other/tiny"):
+        told(*words, "tiny")
 
 
 def test_a_line_for_each_change_and_none_without(world: World, key: str, capsys: pytest.CaptureFixture[str]):
@@ -167,15 +174,15 @@ def test_rounds_become_curves_once_however_often_it_runs(stored: World, tmp_path
     key = stored.app()
     stored.training(key)
     words = ("tensorboard", "--logdir", str(tmp_path / "runs"), "--store", str(tmp_path / "store"))
-    file = tmp_path / "runs" / "tiny" / tensorboard.FILE
-    last = Journal(stored.store, "tiny").read_tail()
+    file = tmp_path / "runs" / "acme" / "tiny" / tensorboard.FILE
+    last = Journal(stored.store, "acme/tiny").read_tail()
     assert told(*words) == ""
     round_of_two(stored, key, 1)
-    assert told(*words) == "tiny: 1 rounds, 1 in all\n"
+    assert told(*words) == "acme/tiny: 1 rounds, 1 in all\n"
     round_of_two(stored, key, 2)
     round_of_two(stored, key, 3)
-    with served(stored.http.app) as url:  # asking the cloud goes on in the same file
-        assert told(*words[:3], "--url", url, "--app-key", key) == "tiny: 2 rounds, 3 in all\n"
+    with served(stored.http.app) as url:  # asking the cloud as its operator goes on in the same file
+        assert told(*words[:3], "--url", url, "--operator-key", OPERATOR_KEY) == "acme/tiny: 2 rounds, 3 in all\n"
     whole = file.read_bytes()
     assert told(*words) == ""
     assert file.read_bytes() == whole
@@ -194,7 +201,7 @@ def test_rounds_become_curves_once_however_often_it_runs(stored: World, tmp_path
         "phones/loss": [(0, 0.75), (1, 0.5), (2, 0.25)],
     }
     assert [event.wall_time for event in events(file)][1:] == [each["closed_at"] for each in stored.rounds(key)]
-    entries = list(Journal(stored.store, "tiny").entries())
+    entries = list(Journal(stored.store, "acme/tiny").entries())
     assert len([entry for entry in entries if entry.owner != last.owner]) == 1, "reading must not take a model over"
 
 

@@ -30,9 +30,9 @@ from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 from flsys_ray.wire.tensors import decode_vector, encode_update
 
-MODEL, APP = "tiny", "acme"
+APP, NAME, MODEL = "acme", "tiny", "acme/tiny"
 Verb = Literal["check_in", "upload", "give_back", "wait"]
-CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=MODEL, examples=5)])
+CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=NAME, examples=5)])
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,21 @@ class HostsDriver:
         """Have the model train."""
         self.cloud = Cloud(self.store, self.hosts, self.clock)
         self.size = read_manifest(program).parameters
-        self.runner.run(self.cloud.put_model(APP, MODEL, plan))
-        self.runner.run(self.cloud.put_program(APP, MODEL, program))
-        self.runner.run(self.cloud.act(APP, MODEL, "start"))
+        self.runner.run(self.cloud.put_model(APP, NAME, plan))
+        self.runner.run(self.cloud.put_program(APP, NAME, program))
+        self.runner.run(self.cloud.act(APP, NAME, "start"))
         return self
 
     def play(self, step: Step) -> str:
         if step.verb == "wait":
             self.advance(step.seconds)
-            self.runner.run(self.cloud.info(APP, MODEL))
+            self.runner.run(self.cloud.info(APP, NAME))
             return "waited"
         return self.runner.run(self._play(step))
 
     def versions(self) -> list[bytes]:
-        numbers = self.cloud.versions(APP, MODEL).versions
-        infos = [self.runner.run(self.cloud.version(APP, MODEL, number)) for number in numbers]
+        numbers = self.cloud.versions(APP, NAME).versions
+        infos = [self.runner.run(self.cloud.version(APP, NAME, number)) for number in numbers]
         bodies = [self.store.get(places.weights(MODEL, info.weights_sha256)).body for info in infos]
         return [decode_vector(body, "parameters", self.size).tobytes() for body in bodies]
 
@@ -193,7 +193,7 @@ class HttpDriver:
     def open(self, plan: TrainingPlan) -> "HttpDriver":
         """Have the model train."""
         self.key = self.world.app(APP)
-        self.world.training(self.key, MODEL, plan.model_dump(mode="json"))
+        self.world.training(self.key, NAME, plan.model_dump(mode="json"))
         return self
 
     def play(self, step: Step) -> str:
@@ -204,7 +204,7 @@ class HttpDriver:
             return "waited"
         token = self.world.device(self.key, step.device)
         if step.verb == "check_in":
-            reply = self.world.check_in(token, MODEL)
+            reply = self.world.check_in(token, NAME)
             if reply["rejections"]:
                 return str(reply["rejections"][0]["reason"])
             work = self.works[step.device] = reply["assignments"][0]
@@ -215,7 +215,7 @@ class HttpDriver:
         return _said(self.world.upload(token, work, encode_update(*delta_of(step, self.world.size))))
 
     def versions(self) -> list[bytes]:
-        base = f"/v1/models/{MODEL}/versions"
+        base = f"/v1/models/{NAME}/versions"
         numbers = self.world.http.get(base, headers=bearer(self.key)).json()["versions"]
         bodies = [self.world.http.get(f"{base}/{number}", headers=bearer(self.key)).content for number in numbers]
         return [decode_vector(body, "parameters", self.world.size).tobytes() for body in bodies]

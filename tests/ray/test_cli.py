@@ -145,6 +145,18 @@ def up(machine: Machine) -> Iterator[list[Up]]:
         each.close()
 
 
+def of_folder(folder: Path) -> list[str]:
+    """Return the processes whose environment names a folder: a demo's cloud and all of its Ray."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
 def run_phones(machine: Machine, count: int, until: int) -> Any:
     return machine.read(
         *("devices", "run", "--count", str(count), "--until-version", str(until), "--data", "synthetic-har"),
@@ -171,6 +183,45 @@ def test_a_port_in_use_is_named(machine: Machine) -> None:
         port = taken.getsockname()[1]
         line = machine.refused("up", "--port", str(port), "--store", str(machine.store))
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
+
+
+def test_the_demo_trains_two_models_of_two_apps_on_the_same_phones(machine: Machine) -> None:
+    machine.told("data", "synthesize", "--users", "10", "--texts", "6")
+    kept = machine.home / "demo"
+    report = machine.read("demo", "--phones", "4", "--versions", "2", "--keep", str(kept))
+    assert report == json.loads((kept / "demo.json").read_text())
+    assert [(model["model"], model["app"]) for model in report["models"]] == [
+        ("har-wild", "fitness"),
+        ("sentiment", "keyboard"),
+    ]
+    assert [model["plan"]["pacing"]["name"] for model in report["models"]] == ["rounds", "buffered"]
+    assert [model["plan"]["aggregation"]["name"] for model in report["models"]] == ["weighted_mean", "clipping"]
+    for model in report["models"]:
+        assert [result["version"] for result in model["versions"]] == [0, 1, 2]
+        assert all(result["source"] == "synthetic" and 0 <= result["accuracy"] <= 1 for result in model["versions"])
+        assert 0 < model["commonest"]["accuracy"] < 1
+        phones = sorted(path.name for path in (kept / "phones" / model["app"]).glob("phone-*"))
+        assert phones == [f"phone-{index:05d}" for index in range(4)]
+    assert of_folder(kept) == []
+
+
+def test_an_interrupted_demo_leaves_no_process_behind(machine: Machine) -> None:
+    kept = machine.home / "interrupted"
+    with (machine.home / "interrupted.log").open("w") as log:
+        demo = machine.start("demo", "--phones", "4", "--versions", "500", "--keep", str(kept), log=log)
+        try:
+            assert demo.stdout is not None
+            while not demo.stdout.readline().startswith("phones"):
+                assert demo.poll() is None, (machine.home / "interrupted.log").read_text()
+            assert of_folder(kept) != []
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(90) == 128 + signal.SIGINT
+        finally:
+            demo.kill()
+            demo.wait(30)
+            demo.stdout.close()
+    assert "Traceback" not in (machine.home / "interrupted.log").read_text()
+    assert of_folder(kept) == []
 
 
 def test_by_hand_from_up_to_an_evaluated_version(machine: Machine, up: list[Up]) -> None:
@@ -221,8 +272,8 @@ def test_kill_9_of_everything_in_the_middle_loses_nothing(machine: Machine, up: 
             while f": version {before + 1} from" not in phones.stdout.readline():
                 assert phones.poll() is None, (machine.home / "phones.log").read_text()
             up[-1].kill()
-            kept = {key.name for key in (machine.store / "models/by-hand/versions").iterdir()}
-            updates = {key.name for key in (machine.store / "models/by-hand/rounds").rglob("updates/*")}
+            kept = {key.name for key in (machine.store / "models/by-hand/by-hand/versions").iterdir()}
+            updates = {key.name for key in (machine.store / "models/by-hand/by-hand/rounds").rglob("updates/*")}
             up.append(Up(machine))
             phones.communicate(timeout=100)
             assert phones.returncode == 0, (machine.home / "phones.log").read_text()
@@ -234,14 +285,14 @@ def test_kill_9_of_everything_in_the_middle_loses_nothing(machine: Machine, up: 
     committed = [closed["committed"] for closed in rounds if closed["committed"] is not None]
     assert committed == list(range(1, committed[-1] + 1)), "versions must rise by one"
     assert committed[-1] >= before + 3
-    assert kept <= {key.name for key in (machine.store / "models/by-hand/versions").iterdir()}
-    assert updates <= {key.name for key in (machine.store / "models/by-hand/rounds").rglob("updates/*")}
+    assert kept <= {key.name for key in (machine.store / "models/by-hand/by-hand/versions").iterdir()}
+    assert updates <= {key.name for key in (machine.store / "models/by-hand/by-hand/rounds").rglob("updates/*")}
     in_versions = [line for n in committed for line in _updates_of(machine, n)]
     assert len(in_versions) == len(set(in_versions)), "an update is in two versions"
 
 
 def _updates_of(machine: Machine, version: int) -> list[str]:
-    [manifest] = (machine.store / "models/by-hand/versions").glob(f"*{version}.json")
+    [manifest] = (machine.store / "models/by-hand/by-hand/versions").glob(f"*{version}.json")
     return [line["assignment_id"] + line["device_id"] for line in json.loads(manifest.read_text())["updates"]]
 
 

@@ -15,13 +15,13 @@ from flsys_ray.wire.tensors import encode_update
 PLAN = {"pacing": {"name": "rounds", "cohort": 1, "deadline_s": 600}, "selection": "first_come"}
 VISIBLE_S = 60.0
 EXPECTED = {
-    'ray_flsys_check_ins_total{model="measured",outcome="assigned"}': 1.0,
+    'ray_flsys_check_ins_total{model="measuring/measured",outcome="assigned"}': 1.0,
     'ray_flsys_check_ins_total{model="-",outcome="unknown-model"}': 1.0,
-    'ray_flsys_updates_total{model="measured",outcome="counted"}': 1.0,
-    'ray_flsys_rounds_total{model="measured",outcome="committed"}': 1.0,
-    'ray_flsys_version{model="measured"}': 1.0,
-    'ray_flsys_round_seconds_count{model="measured"}': 1.0,
-    'ray_flsys_commit_seconds_count{model="measured"}': 1.0,
+    'ray_flsys_updates_total{model="measuring/measured",outcome="counted"}': 1.0,
+    'ray_flsys_rounds_total{model="measuring/measured",outcome="committed"}': 1.0,
+    'ray_flsys_version{model="measuring/measured"}': 1.0,
+    'ray_flsys_round_seconds_count{model="measuring/measured"}': 1.0,
+    'ray_flsys_commit_seconds_count{model="measuring/measured"}': 1.0,
 }
 
 
@@ -35,7 +35,7 @@ def test_what_happens_to_a_phone_is_seen_by_prometheus(up: Up, program: bytes) -
     body = encode_update(np.full(PARAMETERS, 1e-3, np.float32), 5, 0.5)
     with httpx2.Client(base_url=up.url, timeout=60) as http:
         one_phone(http, key, body)
-    expected = {**EXPECTED, 'ray_flsys_update_bytes_total{model="measured"}': float(len(body))}
+    expected = {**EXPECTED, 'ray_flsys_update_bytes_total{model="measuring/measured"}': float(len(body))}
     end, seen = time.monotonic() + VISIBLE_S, {}
     while not expected.items() <= seen.items() and time.monotonic() < end:
         seen = series()

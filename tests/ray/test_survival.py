@@ -116,13 +116,13 @@ def _kill_in_mid_round(ledger: Ledger) -> int:
     while len(ledger.counted) < enough:
         assert time.monotonic() < end, f"no update counted for a minute; answers so far: {ledger.answers[-20:]}"
         threading.Event().wait(0.02)
-    pid: int = ray.get(ray.get_actor(actor_name("survivor"), namespace=NAMESPACE).pid.remote(), timeout=60)
+    pid: int = ray.get(ray.get_actor(actor_name("survival/survivor"), namespace=NAMESPACE).pid.remote(), timeout=60)
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
 def _assignments_in_manifests(up: Up) -> list[str]:
-    journal = Journal(LocalStore(up.store), "survivor")
+    journal = Journal(LocalStore(up.store), "survival/survivor")
     entries = list(journal.entries())
     numbers = [entry.head.version.number for entry in entries if entry.head.version is not None]
     assert numbers == sorted(numbers)

@@ -14,7 +14,7 @@ import pytest
 from cloud_fakes import SIZE, Clock, Crash, FaultyStore, fake_initial, fake_program
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from test_cloud_crashes import MODEL, READS, WRITES, Play, every, faults, manifests, what_lasts
+from test_cloud_crashes import MODEL, NAME, READS, WRITES, Play, every, faults, manifests, what_lasts
 from test_cloud_owners import STEP, Rivals, body_of, upload
 
 from flsys_ray.cloud import places
@@ -41,7 +41,7 @@ def plan(pacing: object, **changes: object) -> TrainingPlan:
 
 
 def opened(play: Play, how: TrainingPlan) -> None:
-    play.do(lambda: play.cloud.put_model("acme", MODEL, how))
+    play.do(lambda: play.cloud.put_model("acme", NAME, how))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
 
@@ -57,7 +57,7 @@ def buffered_session(play: Play) -> None:
     play.upload("slow", 1.0)
     play.upload("slow", 1.0)
     play.give_back("back")
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan(BUFFERED, local={"epochs": 7})))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan(BUFFERED, local={"epochs": 7})))
     play.check_in("a")
     play.upload("a", 0.125)  # version 2, of one that is one version old
     play.upload("slow", 1.0)  # again a repeat, from version 0
@@ -99,7 +99,7 @@ def check(play: Play, store: ObjectStore, expected: list[tuple[object, ...]]) ->
     assert what_lasts(store) == expected
     held = Counter(line.assignment_id for info in manifests(store) for line in info.updates)
     assert set(held.values()) == {1}
-    last = max(int(key.split("/")[3]) for key in store.list(places.MODELS) if "/updates/" in key)
+    last = max(int(key.split("/")[-3]) for key in store.list(places.MODELS) if "/updates/" in key)
     for assignment_id in play.counted:
         assert held[assignment_id] == 1 or int(assignment_id[:8]) == last, assignment_id
     assert {one.verdict for one in replay(store, MODEL)} == {"equal"}
@@ -166,7 +166,7 @@ def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner,
     store, chance, play = FaultyStore(inner), random.Random(seed), None
 
     def strike(verb: str, key: str) -> None:
-        if chance.random() < 0.02 and play is not None:
+        if chance.random() < 0.03 and play is not None:
             raise Crash
 
     store.before = store.after = strike

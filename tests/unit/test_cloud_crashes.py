@@ -30,9 +30,9 @@ from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.schemas import CheckInRequest, EvaluationRequest, ModelCandidacy, ModelInfo, VersionInfo
 from flsys_ray.wire.tensors import encode_update
 
-MODEL = "har"
+NAME, MODEL = "har", "acme/har"
 WRITES, READS = ("put_new", "swap"), ("get", "list")
-CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=MODEL, examples=5)])
+CHECK_IN = CheckInRequest(models=[ModelCandidacy(model=NAME, examples=5)])
 
 
 def plan(**changes: object) -> TrainingPlan:
@@ -142,7 +142,7 @@ class Play:
 
 def session(play: Play) -> None:
     """All that can happen to a model: rounds that fill, that end by their deadline, that miss their quorum."""
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan()))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan()))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
     play.check_in("a", "b", "c")
@@ -151,7 +151,7 @@ def session(play: Play) -> None:
     play.give_back("c")
     play.upload("b", -0.25)  # fills the round: version 1
     play.late("c")
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan(local={"epochs": 7})))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan(local={"epochs": 7})))
     play.check_in("a", "b")
     play.upload("a", 1.0)
     play.until_the_round_is_over()  # one update of two: round 1 misses its quorum, and has the plan of before
@@ -306,7 +306,7 @@ def test_an_owner_that_comes_after_a_hundred_asks_no_more_of_the_store_than_the_
     """Or owners that die while they take a model over make it ever harder for the next one."""
     store = FaultyStore(MemoryStore())
     play = Play(store, runner)
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan()))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan()))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
     play.check_in("a", "b")

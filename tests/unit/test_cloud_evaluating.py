@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from cloud_fakes import Crash, FaultyStore, fake_initial
-from test_cloud_crashes import MODEL, Play, plan
+from test_cloud_crashes import MODEL, NAME, Play, plan
 
 from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.errors import StoreUnavailable
@@ -17,7 +17,7 @@ TWO = EvaluationRequest(loss_sum=0.2, correct=3, count=3, per_class=[{"label": 0
 
 
 def session(play: Play) -> None:
-    play.do(lambda: play.cloud.put_model("acme", MODEL, plan(pacing=PACING, evaluation={"cohort": 2})))
+    play.do(lambda: play.cloud.put_model("acme", NAME, plan(pacing=PACING, evaluation={"cohort": 2})))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
     for name, metrics in (("b", ONE), ("c", TWO)):

@@ -30,7 +30,7 @@ from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.schemas import EvaluationRequest, VersionInfo
 from flsys_ray.wire.tensors import decode_update, encode_update
 
-MODEL = "har"
+MODEL = "acme/har"
 LAYOUT = read_manifest(fake_program()).to_layout()
 DEVICES = tuple("abcde")
 

@@ -24,7 +24,7 @@ from flsys_ray.storage.local import LocalStore
 from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.tensors import decode_update, encode_update
 
-MODEL = "har"
+MODEL = "acme/har"
 LAYOUT = read_manifest(fake_program()).to_layout()
 ROUNDS = {"name": "rounds", "cohort": 2, "quorum": 1, "over_selection": 2, "deadline_s": 60}
 BUFFERED = {"name": "buffered", "buffer": 2, "concurrency": 4, "deadline_s": 600, "weight": "polynomial"}
@@ -220,7 +220,8 @@ def test_a_model_that_is_not_there_and_one_that_has_not_started() -> None:
 def test_the_command_says_which_version_is_broken_and_exits_with_1(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = CliRunner().invoke(cli.app, ["replay", MODEL, "--store", str(folder)], catch_exceptions=False)
+    LocalStore(folder).put_new(places.listed(MODEL), b"")
+    done = CliRunner().invoke(cli.app, ["replay", "har", "--store", str(folder)], catch_exceptions=False)
     assert (done.exit_code, done.stdout.count("equal")) == (0, 5)
     rewrite(folder, updates_of(folder, 3)[1], other_last_byte)
     monkeypatch.setattr("sys.argv", ["flsys", "replay", MODEL, "--store", str(folder), "--json"])

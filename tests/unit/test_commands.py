@@ -12,7 +12,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from flsys_ray import cli
-from flsys_ray.commands import options, state
+from flsys_ray.commands import demo_apps, options, state
 from flsys_ray.commands.fleets import for_phones, too_few
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.errors import InvalidInput, PlanInvalid
@@ -268,6 +268,64 @@ def test_a_cohort_is_not_larger_than_the_phones_fill(phones, cohort):
     assert fitted.cohort == cohort
     assert fitted.slots <= max(phones, 2)
     assert fitted.needed <= cohort
+
+
+@pytest.mark.parametrize(("phones", "concurrency"), [(100, 32), (24, 24), (1, 1)])
+def test_a_buffer_has_not_more_phones_at_work_than_there_are(phones, concurrency):
+    plan = parse_plan({"pacing": {"name": "buffered", "buffer": 10, "concurrency": 32}})
+    fitted = for_phones(plan, phones)
+    assert fitted.pacing == plan.pacing.model_copy(update={"concurrency": concurrency})
+
+
+# The demo ---------------------------------------------------------------------------------------------------------
+
+PARTS = (demo_apps.FITNESS, demo_apps.KEYBOARD)
+
+
+@pytest.mark.parametrize("phones", [1, 2, 7, 41, 48, 500])
+def test_the_apps_of_the_demo_never_want_more_phones_than_there_are(phones):
+    plans = [demo_apps.plan_of(part, phones, versions=3) for part in PARTS]
+    assert sum(plan.pacing.slots for plan in plans) <= max(phones, 3)  # a cohort of one still asks two
+    assert [plan.stopping.versions for plan in plans] == [3, 3]
+    assert len({plan.pacing.name for plan in plans}) == len({plan.aggregation.name for plan in plans}) == 2
+
+
+def test_the_plans_of_the_demo_in_words():
+    lines = [demo_apps.plan_line(demo_apps.plan_of(part, 48, versions=20)) for part in PARTS]
+    assert lines == [
+        "rounds of 16 updates, 20 phones asked; weighted_mean; server sgd",
+        "buffered, a version every 8 updates, 12 phones at work; clipping of weighted_mean; server adam",
+    ]
+
+
+@pytest.fixture
+def small_data(home: Path) -> None:
+    told("data", "synthesize", "--users", "5", "--minutes", "3")
+    told("data", "synthesize", "--users", "10", "--texts", "6")
+
+
+@pytest.mark.usefixtures("small_data")
+def test_what_a_phone_of_the_demo_holds(home: Path):
+    fitness, keyboard = (
+        demo_apps.Training.of(part, part.model, demo_apps.opened(part, None), "http://127.0.0.1:1", "key")
+        for part in PARTS
+    )
+    assert (len(fitness.users), len(keyboard.users)) == (4, 8)
+    assert fitness.on_a_phone(4) == fitness.on_a_phone(3) == "the sensor data of one user"
+    assert fitness.on_a_phone(5) == "the sensor data of one user, or a part of them"
+    held = [keyboard.on_a_phone(count) for count in (8, 4, 3)]
+    assert held == ["the texts of one user", "the texts of 2 users", "the texts of 2 or 3 users"]
+    for training in (fitness, keyboard):
+        training.cloud.close()
+
+
+@pytest.mark.usefixtures("small_data")
+def test_data_that_the_demo_cannot_use_are_refused_before_anything_starts(capfd, monkeypatch):
+    said = failed(capfd, monkeypatch, "demo", "--data", "synthetic-texts")
+    assert said == "flsys: data set synthetic-texts holds texts, and har-wild learns from windows\n"
+    said = failed(capfd, monkeypatch, "demo", "--texts", "synthetic-har")
+    assert said == "flsys: data set synthetic-har holds windows, and sentiment learns from texts\n"
+    assert "no-such-data" in failed(capfd, monkeypatch, "demo", "--texts", "no-such-data")
 
 
 def test_too_few_phones_for_a_cohort_are_told_so():

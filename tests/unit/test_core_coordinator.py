@@ -189,7 +189,7 @@ def test_a_restored_coordinator_knows_all_that_the_first_one_knew():
     snapshot = coordinator.snapshot()
     restored = Coordinator.restore(coordinator.model, LAYOUT, coordinator.plan, snapshot)
     again = restored.snapshot()
-    for name in ("version", "round", "opened_at", "started_at", "entries", "fold", "last_duration_s"):
+    for name in ("version", "round", "opened_at", "asked_at", "started_at", "entries", "fold", "last_duration_s"):
         assert getattr(again, name) == getattr(snapshot, name), name
     assert snapshot.last_duration_s is not None
     assert again.candidates == snapshot.candidates
@@ -228,3 +228,23 @@ def test_any_time_is_survived(now):
             assert math.isfinite(answer.retry_after_s)
     coordinator.tick(now)
     assert coordinator.counters.reconciles
+
+
+def test_a_round_that_the_lottery_turned_everybody_away_from_takes_who_is_there_after_half_of_its_time():
+    """Its clock has not started, since nobody has an assignment: the lottery must not wait for that."""
+    pacing = {"name": "rounds", "cohort": 1, "over_selection": 1, "deadline_s": 100.0}
+    turned_away = 0
+    for seed in range(40):
+        plan = parse_plan({"pacing": pacing, "selection": "uniform", "seed": seed})
+        start = Version(0, np.zeros(2, np.float32), plan.server_optimizer.init(2))
+        coordinator = Coordinator("sentiment", LAYOUT, plan, start, round_=0, opened_at=OPENED)
+        for now in (OPENED, OPENED + 1000.0):  # the first round takes who comes, and meets its candidates
+            answers = [coordinator.check_in(f"d-{number}", now) for number in range(6)]
+            taken = [answer for answer in answers if isinstance(answer, Assignment)]
+            if not taken:
+                turned_away += 1
+                assert coordinator.next_deadline() is None
+                taken = [coordinator.check_in("d-0", now + 50.0)]
+            coordinator.submit(update_of(taken[0]), now + 50.0)
+            assert coordinator.tick(now + 50.0).commit is not None
+    assert turned_away > 3
