@@ -54,7 +54,9 @@ def deploy(place: Place, operator_key: str) -> str:
     with _environment(_direct(place.port) if direct else {}):
         _connect(place.address, place.metrics_port)
     port = _free_port(place.host) if direct else place.port  # of Serve's proxy, which nobody calls then
-    serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_S})
+    serve.start(
+        proxy_location="HeadOnly", http_options={"host": place.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_S}
+    )
     args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s)
     serve.run(build(args), name=APPLICATION, route_prefix="/")
     _wake(place)

@@ -90,9 +90,7 @@ class Mailboxes(Generic[T, R]):
         taken: list[tuple[T, asyncio.Future[R]]] = []
         left: list[tuple[T, asyncio.Future[R]]] = []
         for item, future in alive:
-            fits = len(taken) < self._at_once and (
-                not taken or self._together(item) == self._together(taken[0][0])
-            )
+            fits = len(taken) < self._at_once and (not taken or self._together(item) == self._together(taken[0][0]))
             (taken if fits else left).append((item, future))
         box.waiting = left
         return taken

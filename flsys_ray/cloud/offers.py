@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from flsys_ray.cloud.journal import Head
+from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
@@ -21,6 +23,19 @@ class Offer:
     parameters: int
     local: LocalTraining
     serving: bool = True
+
+
+def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
+    """Return the offer of an assignment that a model's open round gave out."""
+    return Offer(
+        assignment=work,
+        program_sha256=str(head.program_sha256),
+        plan_sha256=head.round_plan_sha256,
+        weights_sha256=weights_sha256,
+        parameters=coordinator.layout.size,
+        local=coordinator.plan.local,
+        serving=head.promoted in (None, work.version),
+    )
 
 
 @dataclass(frozen=True, slots=True)
