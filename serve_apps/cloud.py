@@ -46,7 +46,8 @@ def build(args: Args) -> Application:
 
     def app() -> FastAPI:
         made = create_app(Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter()))
-        open_way(made.short_way)
+        if made.short_way is not None:
+            open_way(made.short_way)
         return made
 
     deployment = serve.deployment(

@@ -1,9 +1,9 @@
 """What stands in front of Serve's own machinery in a replica that phones reach directly.
 
-A replica with direct ingress runs an HTTP server of its own. Serve passes each of its requests through tasks, queues and
-records that cost several times what a check-in costs; `middlewares` (named in `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`)
-is Serve's hook for who wants to see a request first. Check-ins and uploads are answered there by the app, which bounds
-them itself (`flsys_ray.http.admission`). Everything else goes on to Serve, as do all requests in any other process.
+A replica with direct ingress runs an HTTP server of its own. Serve passes each of its requests through tasks, queues
+and records that cost several times what a check-in does. `middlewares` is named in Serve's hook for who wants to see
+requests first, `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`: check-ins and uploads are answered there, by the app, which
+bounds them itself. Everything else goes on to Serve, as do all requests in any other process.
 """
 
 from starlette.middleware import Middleware

@@ -20,7 +20,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _App(FastAPI):
+class App(FastAPI):
     """Describes its problems under their own media type: `model=` would put them under that of the answers.
 
     `short_way`, once it is set, answers the calls that it takes.
@@ -41,16 +41,16 @@ class _App(FastAPI):
         return document
 
 
-def create_app(cloud: Cloud | None = None) -> FastAPI:
+def create_app(cloud: Cloud | None = None) -> App:
     """Return the HTTP surface of a cloud. Without one it only knows its own description (OpenAPI)."""
-    app = _App(
+    app = App(
         title="FLSys on Ray",
         version=flsys_ray.__version__,
         description="Mobile-cloud federated learning: what phones and third-party developers call.",
         responses=_PROBLEMS,
     )
     app.state.cloud = cloud
-    app.short_way = ShortWay(cloud, super(_App, app).__call__) if cloud is not None else None
+    app.short_way = ShortWay(cloud, super(App, app).__call__) if cloud is not None else None
     app.state.inference = Inference(cloud) if cloud is not None else None
     problems.install(app)
     app.add_middleware(JsonBodyLimit)
