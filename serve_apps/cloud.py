@@ -24,6 +24,9 @@ else:
     AnyScheduler = SCHEDULERS.union("contention_aware")
 
 
+BUSY_S = 5.0
+
+
 class Args(BaseModel):
     """What a deployment may be told. `store` must be reachable from every node."""
 
@@ -32,6 +35,7 @@ class Args(BaseModel):
     store: str
     replicas: int = Field(1, ge=1)
     max_ongoing_requests: int = Field(64, ge=1)
+    max_queued_requests: int = Field(256, ge=1, description="at each proxy or replica; more are refused at once")
     idle_s: float = Field(
         IDLE_S, ge=1, description="a model without calls and without work is passivated after so long"
     )
@@ -54,6 +58,8 @@ def build(args: Args) -> Application:
         name="api",
         num_replicas=args.replicas,
         max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        backpressure_config={"retry_after_s": BUSY_S},
         ray_actor_options={"num_cpus": 0.1},
     )
     bound: Application = deployment(serve.ingress(app)()).bind()

@@ -338,14 +338,8 @@ class Coordinator:
             return "round-full"
         if self.asked_at is None:
             self.asked_at = view.now
-        candidacy = Candidacy(
-            device_id=device_id,
-            seed=self.plan.seed,
-            round=self.round,
-            slots=pacing.slots,
-            candidates=self.candidates,
-            elapsed_fraction=pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at))),
-        )
+        elapsed = pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at)))
+        candidacy = Candidacy(device_id, self.plan.seed, self.round, pacing.slots, self.candidates, elapsed)
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
 
     def _rejected(self, reason: Reason, device_id: str, now: float, detail: str = "") -> Rejected:

@@ -9,6 +9,7 @@ import flsys_ray
 from flsys_ray.cloud.inference import Inference
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.http import dashboard, developer_api, device_api, problems
+from flsys_ray.http.admission import Admission, Bounds
 from flsys_ray.http.limits import JsonBodyLimit
 from flsys_ray.http.short_way import ShortWay
 from flsys_ray.wire.schemas import PROBLEM, Health, Problem
@@ -36,13 +37,15 @@ class App(FastAPI):
             await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
+        """Return the description of the whole surface."""
         document = super().openapi()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
         return document
 
 
-def create_app(cloud: Cloud | None = None) -> App:
+def create_app(cloud: Cloud | None = None, bounds: Bounds | None = None) -> App:
     """Return the HTTP surface of a cloud. Without one it only knows its own description (OpenAPI)."""
+    admission = Admission(bounds)
     app = App(
         title="FLSys on Ray",
         version=flsys_ray.__version__,
@@ -50,7 +53,8 @@ def create_app(cloud: Cloud | None = None) -> App:
         responses=_PROBLEMS,
     )
     app.state.cloud = cloud
-    app.short_way = ShortWay(cloud, super(App, app).__call__) if cloud is not None else None
+    app.state.admission = admission
+    app.short_way = ShortWay(cloud, admission, super(App, app).__call__) if cloud is not None else None
     app.state.inference = Inference(cloud) if cloud is not None else None
     problems.install(app)
     app.add_middleware(JsonBodyLimit)

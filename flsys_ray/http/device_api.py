@@ -9,8 +9,8 @@ from fastapi.responses import Response
 from flsys_ray.cloud import places
 from flsys_ray.cloud.meter import DOWNLOAD_BYTES
 from flsys_ray.cloud.service import Cloud
+from flsys_ray.http.admission import take_in
 from flsys_ray.http.callers import AppCall, AssignmentToken, DeviceCall, ReaderCall, TheCloud
-from flsys_ray.http.limits import read_body
 from flsys_ray.http.objects import FOR_EVER, REVALIDATE, Download, serve
 from flsys_ray.wire.schemas import (
     PROGRAM,
@@ -57,9 +57,10 @@ async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolRe
 
 
 @router.post("/checkins")
-async def check_in(cloud: TheCloud, device: DeviceCall, body: CheckInRequest) -> CheckInReply:
+async def check_in(cloud: TheCloud, device: DeviceCall, request: Request, body: CheckInRequest) -> CheckInReply:
     """Say what the device could do now; get work, and the time to come back."""
-    return await cloud.check_in(device, body)
+    with request.app.state.admission.check_in():
+        return await cloud.check_in(device, body)
 
 
 @router.get("/models/{model}/program/{sha256}", response_class=Response, responses=_file(PROGRAM))
@@ -95,8 +96,7 @@ async def put_update(
     200 says that it is durable and counted. It may be repeated at any time and counts once. 410: the round is over.
     """
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
-    body = await read_body(request, cloud.updates.max_bytes(ticket))
-    return await cloud.updates.take_in(ticket, body)
+    return await take_in(cloud, request.app.state.admission, request, ticket)
 
 
 @router.delete("/assignments/{assignment_id}", status_code=status.HTTP_204_NO_CONTENT)

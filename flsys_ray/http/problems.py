@@ -24,7 +24,7 @@ from flsys_ray.wire.schemas import PROBLEM, Problem
 
 TYPE_BASE = "https://flsys-ray.dev/problems/"
 _log = logging.getLogger("flsys_ray.http")
-_PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput}
+_PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput, 503: TryLater}
 _MAX_DETAIL = 2000
 _MAX_FIELDS = 20
 

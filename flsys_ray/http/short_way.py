@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.errors import FlsysError
 from flsys_ray.http import problems
+from flsys_ray.http.admission import Admission, take_in
 from flsys_ray.http.limits import JSON_BYTES, read_body
 from flsys_ray.wire.schemas import ASSIGNMENT_HEADER, CheckInRequest
 
@@ -29,8 +30,9 @@ _AUTHORIZATION, _ASSIGNMENT, _TYPE = b"authorization", ASSIGNMENT_HEADER.lower()
 class ShortWay:
     """ASGI: answers check-ins and uploads; `app` answers everything else."""
 
-    def __init__(self, cloud: Cloud, app: ASGIApp) -> None:
+    def __init__(self, cloud: Cloud, admission: Admission, app: ASGIApp) -> None:
         self._cloud = cloud
+        self._admission = admission
         self._app = app
 
     def takes(self, scope: Scope) -> bool:
@@ -69,7 +71,8 @@ class ShortWay:
 
         async def answer() -> Response:
             device = self._cloud.credentials.check_device(headers[_AUTHORIZATION][len(_BEARER) :], self._cloud.clock())
-            return _json(await self._cloud.check_in(device, asked))
+            with self._admission.check_in():
+                return _json(await self._cloud.check_in(device, asked))
 
         await _answered(answer(), scope, receive, send)
 
@@ -78,8 +81,7 @@ class ShortWay:
         assert found is not None
         device = cloud.credentials.check_device(headers[_AUTHORIZATION][len(_BEARER) :], cloud.clock())
         ticket = cloud.credentials.check_assignment(headers[_ASSIGNMENT], device, found[1])
-        body = await read_body(request, cloud.updates.max_bytes(ticket))
-        return _json(await cloud.updates.take_in(ticket, body))
+        return _json(await take_in(cloud, self._admission, request, ticket))
 
 
 async def _answered(answer: Awaitable[Response], scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,8 @@ Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 201
 from flsys_ray.core.pacing.base import Pacing, RoundView
 
 SOON_S = 1.0
+BUSY_S = 5.0
+LONGEST_S = 3600.0
 
 
 def round_over_in_s(pacing: Pacing, view: RoundView, last_duration_s: float | None) -> float:
@@ -20,3 +22,13 @@ def retry_after_s(wait_s: float, lot: float) -> float:
     Half, since rounds that wait for devices which were told to wait would get longer from round to round.
     """
     return max(SOON_S, wait_s / 2) * (0.75 + 0.5 * lot)
+
+
+def busy_retry_s(refused: int, served: int, window_s: float, lot: float) -> float:
+    """Return when a caller comes back that was refused since too many came at once, by its `lot` in [0, 1).
+
+    To serve as many as were `refused` takes `window_s * refused / served` at the rate at which callers were `served` in
+    the same window. Each comes at its own moment of that time, so that they are not too many again.
+    """
+    crowd_s = window_s * refused / max(1, served)
+    return SOON_S + lot * min(max(crowd_s, BUSY_S), LONGEST_S)
