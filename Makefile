@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench openapi clean
+.PHONY: help demo test check soak format bench openapi wheel clean
 
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## The main job: phones train HAR-Wild through the cloud, on this machine
+demo: $(VENV)/.demo ## The main job: phones train both models through the cloud, on this machine
 	$(BIN)/flsys demo
 
 test: $(VENV)/.dev ## All tests: those without Ray on all cores, then those on one real cluster
@@ -24,6 +24,10 @@ check: $(VENV)/.dev ## Style, types, import contracts, docs
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/docs
 
+SEEDS ?= 10000
+soak: $(VENV)/.dev ## Disasters by the thousand: make soak SEEDS=100000
+	$(BIN)/python tests/faults/soak.py --seeds $(SEEDS)
+
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,19 +36,26 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/program_step.py
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/capacity.py
 	$(BIN)/python benchmarks/actor_memory.py
 	$(BIN)/python benchmarks/asynchronous.py
 	$(BIN)/python benchmarks/contention.py
 	$(BIN)/python benchmarks/isolation.py
 	$(BIN)/python benchmarks/many_models.py
+	$(BIN)/python benchmarks/two_apps.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
 
 openapi: $(VENV)/.dev ## Write docs/openapi.json anew
 	$(BIN)/python -m flsys_ray.http.openapi > docs/openapi.json
 
+wheel: $(BIN)/python ## Build dist/flsys_ray-*.whl, for cluster.yaml
+	rm -rf dist build
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }

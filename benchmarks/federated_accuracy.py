@@ -40,12 +40,14 @@ from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.leaks import check_no_leak
 from flsys_ray.data.splits import split_users
 from flsys_ray.device.collector import ReplaySource, feed
+from flsys_ray.device.controls import Controls, decode_controls
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
 from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.manifest import read_tokenizer
 from flsys_ray.programs.runner import Program
+from flsys_ray.wire.tensors import encode_vector
 
 HELD_OUT = 0.2
 STORE_BYTES = 64 * 2**20
@@ -199,6 +201,7 @@ def train(
     start = Version(0, first, plan.server_optimizer.init(first.size))
     yield 0, first
     coordinator = Coordinator(model, program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
+    controls: dict[str, bytes] = {}
     now, seen = 0.0, 0
     while seen < versions:
         for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
@@ -207,9 +210,9 @@ def train(
                 break
             work = coordinator.check_in(str(user), now)
             if isinstance(work, Assignment):
-                update, taken = _update(program, plan, coordinator.version.parameters, work, phones[str(user)])
+                update = _update(program, plan, coordinator.version, work, phones[str(user)], controls)
                 coordinator.submit(update, now)
-                steps.append(taken)
+                steps.append(update.num_steps)
         else:  # all were here, and the lottery took fewer than a cohort: they come back when it is open to all
             now += plan.pacing.deadline_s / 8 if hasattr(plan.pacing, "deadline_s") else 1.0
             coordinator.tick(now)
@@ -219,8 +222,18 @@ def train(
 
 
 def _update(
-    program: Program, plan: TrainingPlan, base: Vector, work: Assignment, examples: Batch
-) -> tuple[Update, int]:
+    program: Program,
+    plan: TrainingPlan,
+    version: Version,
+    work: Assignment,
+    examples: Batch,
+    controls: dict[str, bytes],
+) -> Update:
+    """Train as a phone does; `controls` holds each phone's own, for a rule that has them."""
+    base, pair = version.parameters, None
+    if version.control is not None:
+        own = controls.get(work.device_id)
+        pair = decode_controls(Controls(encode_vector("control", version.control), own), program.manifest)
     trained = program.train(
         base,
         examples.x,
@@ -230,8 +243,13 @@ def _update(
         proximal_mu=plan.local.proximal_mu,
         rng=generator(0, "local-training", work.round, work.assignment_id),
         max_steps=plan.local.max_steps,
+        correction=pair.correction if pair is not None else None,
     )
-    return Update(work, trained.parameters - base, len(examples.y), trained.loss), trained.steps
+    delta, change = trained.parameters - base, None
+    if pair is not None:
+        change = pair.change(delta, trained.steps, plan.local.learning_rate)
+        controls[work.device_id] = pair.after(change)
+    return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
 
 
 def _pooled(

@@ -34,6 +34,7 @@ from flsys_ray.device.phone import Phone
 
 PARTS = (FITNESS, KEYBOARD)
 CLASSES = (1.0, 1.25, 1.5)  # of phones' speed
+WORKERS = 8  # threads that serve phones: most of the time they wait for the cloud's answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Bench:
         self._programs = {part.app: compile_builtin(part.model) for part in PARTS}
         names = [part.app for part in PARTS]
         self._keys = dict(zip(names, create_apps(folder, url, names), strict=True))
-        self._runs = 0
+        self._runs, self.check_ins = 0, 0
 
     def repeat(self, seed: int, training_s: float) -> Repeat:
         """Measure once."""
@@ -103,7 +104,8 @@ class Bench:
             stop = threading.Event()
             watch = Watch({each.name: each.cloud for each in trainings}, self._versions, None, stop, quiet=True)
             with watch.running():
-                run_fleet(*fleets, stop=stop)
+                report = run_fleet(*fleets, stop=stop, workers=WORKERS)
+            self.check_ins = report.steps.get("checked-in", 0)
             return [measured(training, began) for training in trainings]
 
     def _training(self, part: Part, stack: ExitStack) -> Training:
@@ -167,7 +169,7 @@ def main() -> None:
         for number, training_s in enumerate(paces):
             repeats.append(bench.repeat(number % max(1, given.repeats), training_s))
             if not given.json:
-                print(line(repeats[-1]), flush=True)
+                print(f"{line(repeats[-1])} {bench.check_ins} check-ins together |", flush=True)
     if given.json:
         print(json.dumps([{**asdict(each), "ratio": each.ratio, "turns": each.turns} for each in repeats], indent=1))
         return

@@ -182,7 +182,7 @@ class OwnershipLost(TryLater):
 
 
 class QuotaExceeded(TryLater):
-    """An app has used up what the operator lets it use: models, bytes, or check-ins a minute."""
+    """An app has used up what the operator lets it use: models, bytes, check-ins or uploads a minute."""
 
     code, status, title = "quota-exceeded", 429, "The app has used up its quota"
 

@@ -1,8 +1,9 @@
 """The part of a RayService that we use, with every other key forbidden.
 
-Written after the field reference of KubeRay v1.6 (https://docs.ray.io/en/master/cluster/kubernetes/references/api.html) and
-that of Kubernetes' Pod (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/). A key that is
-right there and missing here fails: add it. It is no substitute for the API server.
+Written after the field references of KubeRay v1.6 and of Kubernetes' Pod:
+https://docs.ray.io/en/master/cluster/kubernetes/references/api.html
+https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/
+A key that is right there and missing here fails: add it. It is no substitute for the API server.
 """
 
 from typing import Annotated, Any, Literal

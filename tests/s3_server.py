@@ -1,6 +1,6 @@
 """An S3 for tests: moto's application behind a gate that does what S3 does and moto does not, and that can fail.
 
-What the gate adds: a write is one step, however many threads ask; `If-Match` counts when an upload in parts ends; a
+What the gate adds: requests go one by one, however many ask; `If-Match` counts when an upload in parts ends; a
 body that broke off is no object; a signed address must be used as it was signed (AWS Signature Version 4, query form).
 
 `Gate.faults` strike the requests that come next, in order. An answer that is too late waits until its client has hung
@@ -28,7 +28,6 @@ FAULTS = (
     *("500-before", "500-after", "503-before", "503-after", "429-before", "409-before"),
     *("reset-before", "reset-after", "late-before", "late-after", "truncated", "garbled"),
 )
-WRITING = ("PUT", "POST", "DELETE")
 CODES = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests", "409": "ConditionalRequestConflict"}
 
 
@@ -76,12 +75,12 @@ class Gate:
         return [content]
 
     def _done(self, environ):
-        """Let moto answer. Writes go one by one: the real S3's conditional writes are atomic."""
+        """Let moto answer, one request at a time: on S3 a write is atomic, and a read sees all of it or none."""
         if self.max_keys and "list-type=2" in environ.get("QUERY_STRING", ""):
             environ["QUERY_STRING"] += f"&max-keys={self.max_keys}"
         if broken_signature(environ) is not None:
             return "403 Forbidden", [("Content-Type", "application/xml")], error_body("SignatureDoesNotMatch")
-        with self._step if environ["REQUEST_METHOD"] in WRITING else contextlib.nullcontext():
+        with self._step:
             if "uploadId=" in environ.get("QUERY_STRING", "") and environ.get("HTTP_IF_MATCH"):
                 found = self._etag(environ)
                 if found is None:
@@ -197,6 +196,12 @@ class S3Server:
         given = {"endpoint_url": self.endpoint, "region": "us-east-1"} | options
         query = "&".join(f"{name}={value}" for name, value in given.items())
         return f"s3://{BUCKET}/{prefix or uuid.uuid4().hex}?{query}"
+
+    def settle(self) -> None:
+        """Wait for every connection that was opened before one that has been answered. Each has a thread of its own."""
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["S3Server"]:

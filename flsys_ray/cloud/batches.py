@@ -106,6 +106,7 @@ def read_update(store: ObjectStore, line: Line, layout: Layout, plan: TrainingPl
     work = line.assignment
     body = store.get(places.update(work.model, work.round, work.assignment_id, work.device_id)).body
     try:
-        return to_update(work, decode_update(body, layout, plan.limits.max_abs_delta), body)
+        control = plan.aggregation.carries_control
+        return to_update(work, decode_update(body, layout, plan.limits.max_abs_delta, control=control), body)
     except UpdateUnusable as error:
         return error.message

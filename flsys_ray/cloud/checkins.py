@@ -1,6 +1,7 @@
 """A device at the doors of several models: who is asked, in which order, and who is not.
 
-A model that does not train is not asked: the store tells its state. The others are ordered by the scheduler, and asked
+A model that does not train is not asked: the store tells its state. But one that is finished and still wants its
+version evaluated is asked, behind those that train. The others are ordered by the scheduler, and asked
 one after the other until the device has as many assignments as one check-in may carry. What each model wants came with
 its last answer, to this replica; a view that is older than `VIEW_S` is replaced by what the store tells. So the order
 follows a model with a delay of seconds, and the answer itself comes from the model: an old view can cost a question
@@ -9,7 +10,7 @@ that is answered "round-full", or an order that is not the best one, and never a
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flsys_ray.cloud.credentials import Device
@@ -73,25 +74,30 @@ class CheckIns:
         standings = await self._standings(device, models)
         answers: dict[str, Answer] = {}
         training: dict[str, Standing] = {}
+        finished: dict[str, Standing] = {}
         for model, standing in standings.items():
             if not isinstance(standing, Standing):
                 answers[model] = standing
             elif standing.head.state == "training":
                 training[model] = standing
+            elif standing.wanted is not None and await asyncio.to_thread(self.standings.wants_evaluation, model):
+                finished[model] = standing
             else:
                 refusal: Reason = "finished" if standing.head.state == "finished" else "not-training"
                 answers[model] = CheckInAnswer(Rejected(refusal, IDLE_RETRY_S), standing.plan.eligibility)
-        answers |= await self._down_the_list(device, training)
+        order = [*self._order(device, training), *finished]
+        answers |= await self._down_the_list(device, order, training | finished)
         return {model: answers[model] for model in models}
 
-    async def _down_the_list(self, device: Device, training: dict[str, Standing]) -> dict[str, Answer]:
+    async def _down_the_list(
+        self, device: Device, order: Sequence[str], standings: Mapping[str, Standing]
+    ) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         offers = 0
-        order = self._order(device, training)
         for model in order:
             if offers >= self.terms.assignments:
                 rejected = Rejected("not-scheduled", SOON_S)
-                answers[model] = CheckInAnswer(rejected, training[model].plan.eligibility)
+                answers[model] = CheckInAnswer(rejected, standings[model].plan.eligibility)
                 continue
             wait_s = self.terms.patience_s if model == order[-1] else self.terms.hurry_s
             answer = await self._ask_one(device, model, wait_s)

@@ -50,7 +50,22 @@ def metrics_of(reports: Sequence[EvaluationRequest]) -> Metrics | None:
     )
 
 
-def _class_sums(reports: Sequence[EvaluationRequest]) -> list[ClassCounts] | None:
+def combined(*found: Metrics | None) -> Metrics | None:
+    """Return the sums of sums, or None if there are none. A device that is in two of them counts twice."""
+    parts = [part for part in found if part is not None]
+    if not parts:
+        return None
+    examples = sum(part.examples for part in parts)
+    return Metrics(
+        loss=math.fsum(part.loss * part.examples for part in parts) / examples,
+        accuracy=math.fsum(part.accuracy * part.examples for part in parts) / examples,
+        examples=examples,
+        devices=sum(part.devices for part in parts),
+        per_class=_class_sums(parts),
+    )
+
+
+def _class_sums(reports: Sequence[EvaluationRequest | Metrics]) -> list[ClassCounts] | None:
     counts, correct = Counter[int](), Counter[int]()
     for report in reports:
         for each in report.per_class or ():

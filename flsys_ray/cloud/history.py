@@ -5,7 +5,7 @@ from itertools import islice
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Journal, VersionRef
 from flsys_ray.core.types import Assignment
-from flsys_ray.errors import Missing, NotFound
+from flsys_ray.errors import Missing, NotFound, StoreUnavailable
 from flsys_ray.storage.base import put_same
 from flsys_ray.wire.schemas import VersionInfo
 
@@ -16,13 +16,22 @@ def finish_commit(journal: Journal, ref: VersionRef) -> None:
     """Write the manifest of the newest version, unless it is there: an owner may have died before it could.
 
     The entry of the log is the commit. The manifest repeats it under the version's number, for readers.
+
+    Raises:
+        StoreUnavailable: there is a manifest of another history under that number: a store that was restored in parts.
     """
     key = places.version(journal.model, ref.number)
     try:
-        journal.store.get(key, 0, 0)
+        present = VersionInfo.model_validate_json(journal.store.get(key).body)
     except Missing:
         body = _manifest(journal, ref).model_dump_json().encode()
         put_same(journal.store, key, body)
+        return
+    if present.weights_sha256 != ref.weights_sha256:
+        raise StoreUnavailable(
+            f"model {journal.model!r}: version {ref.number} in the store is not the one that its log names: was a copy "
+            "restored over another one?"
+        )
 
 
 def was_counted(journal: Journal, assignment: Assignment) -> bool:
@@ -60,6 +69,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         committed_at=made.at,
         updates=list(made.updates),
         restored_from=ref.restored_from,
+        control_sha256=ref.control_sha256,
     )
 
 
@@ -76,6 +86,7 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
         optimizer_sha256=old.optimizer_sha256,
         optimizer_step=old.optimizer_step,
         restored_from=number,
+        control_sha256=old.control_sha256,
     )
 
 

@@ -51,6 +51,7 @@ class VersionRef(_Record):
     optimizer_sha256: str
     optimizer_step: int
     restored_from: int | None = None
+    control_sha256: str | None = None
 
 
 class Head(_Record):

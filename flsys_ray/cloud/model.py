@@ -25,14 +25,14 @@ from flsys_ray.cloud.history import finish_commit, restored, was_counted, weight
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
 from flsys_ray.cloud.offers import CheckInAnswer, Offer, offer_of
-from flsys_ray.cloud.recovery import refold
+from flsys_ray.cloud.recovery import reopened
 from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open_round, round_info
-from flsys_ray.cloud.stored_updates import StoredUpdates
-from flsys_ray.cloud.versions import load_plan, load_program, load_version, save_plan, save_version
+from flsys_ray.cloud.versions import check_fit, load_plan, load_program, save_plan, save_version
 from flsys_ray.core.aggregation.partial import Line
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.step import prepared
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
 from flsys_ray.errors import AlreadyExists, Conflict, NotFound, OwnershipLost
 from flsys_ray.programs.manifest import Manifest, read_manifest
@@ -161,6 +161,8 @@ class DurableModel:
     def put_plan(self, plan: TrainingPlan) -> None:
         """Train by this plan from the next round on."""
         self._look_up()
+        if self._head.program_sha256 is not None:
+            check_fit(plan, load_program(self.store, self.model, self._head.program_sha256))
         with self._trusted():
             digest = save_plan(self.store, self.model, plan)
             if digest == self._head.plan_sha256:
@@ -176,6 +178,7 @@ class DurableModel:
             return
         if self._head.version is not None:
             raise Conflict(f"model {self.model!r} has started: its program cannot be changed any more")
+        check_fit(self._plan, load_program(self.store, self.model, program_sha256))
         with self._trusted():
             size = self.store.get(places.program(self.model, program_sha256), 0, 0).size
             self._append("programmed", program_sha256=program_sha256, stored_bytes=self._head.stored_bytes + size)
@@ -193,7 +196,8 @@ class DurableModel:
         if self._head.program_sha256 is None:
             raise Conflict(f"model {self.model!r} has no program: PUT /v1/models/{self.model}/program first")
         version = initial(load_program(self.store, self.model, self._head.program_sha256), self._plan.seed)
-        started = Version(0, version.parameters, self._plan.server_optimizer.init(version.parameters.size))
+        state = self._plan.server_optimizer.init(version.parameters.size)
+        started = prepared(Version(0, version.parameters, state), self._plan)
         with self._trusted():
             digest = self._head.plan_sha256
             ref = save_version(self._journal, started, self._plan.server_optimizer, digest)
@@ -257,7 +261,8 @@ class DurableModel:
         head, coordinator = self._head, self._open()
         parameters = self._manifest.parameters if self._manifest else None
         now_open = open_round(coordinator) if coordinator is not None else None
-        return model_info(self.model, head, self._plan, parameters, now_open)
+        seen = self._evaluating.seen(head, self._plan, self._clock())
+        return model_info(self.model, head, self._plan, parameters, now_open, seen=seen)
 
     def rounds(self, since: int = 0) -> list[RoundInfo]:
         """Return the rounds that are over, from number `since` on, oldest first."""
@@ -372,27 +377,19 @@ class DurableModel:
     def _resume(self, ref: VersionRef) -> None:
         """Open the head's round: its version, and whatever counts in it that is in the store."""
         head = self._head
-        program = load_program(self.store, self.model, str(head.program_sha256))
-        self._manifest = read_manifest(program)
-        layout = self._manifest.to_layout()
-        plan = load_plan(self.store, self.model, head.round_plan_sha256)
-        version = load_version(self.store, self.model, ref, layout.size, plan.server_optimizer)
-        reader = StoredUpdates(self.store, self.model)
-        self._coordinator = Coordinator(
-            self.model, layout, plan, version, round_=head.round, opened_at=head.opened_at, updates=reader
-        )
-        refold(self._journal, self._coordinator, self._clock())
+        self._manifest = read_manifest(load_program(self.store, self.model, str(head.program_sha256)))
+        self._coordinator = reopened(self._journal, head, ref, self._manifest.to_layout(), self._clock())
         self._evaluations.recover(head.round)
         self._meter.record(VERSION, ref.number, self.model)
 
     def _check_in(self, device_id: str) -> Offer | Rejected:
         head, coordinator = self._head, self._coordinator
-        if coordinator is None or head.version is None or head.state != "training":
-            return Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
-        now = self._clock()
-        outcome = coordinator.check_in(device_id, now)
+        now, idle = self._clock(), Rejected("finished" if head.state == "finished" else "not-training", IDLE_RETRY_S)
+        if coordinator is None or head.version is None:
+            return idle
+        outcome = coordinator.check_in(device_id, now) if head.state == "training" else idle
         if isinstance(outcome, Rejected):
-            outcome = self._evaluating.check_in(coordinator, device_id, now) or outcome
+            outcome = self._evaluating.check_in(head, self._plan, device_id, now) or outcome
         if isinstance(outcome, Rejected):
             return outcome
         weights = weights_of(self._journal, head.version, outcome.version)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.versions import control_of
 from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
@@ -13,7 +15,8 @@ from flsys_ray.core.types import Assignment, Rejected
 class Offer:
     """An assignment, and all that the device must be told with it.
 
-    `serving`: the base version is fit for inference too, since no other one has been promoted.
+    `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
+    control to train with, for a rule that carries one.
     """
 
     assignment: Assignment
@@ -23,10 +26,14 @@ class Offer:
     parameters: int
     local: LocalTraining
     serving: bool = True
+    control_sha256: str | None = None
 
 
 def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
     """Return the offer of an assignment that a model's open round gave out."""
+    control = None
+    if head.version is not None and not is_evaluation(work.assignment_id):
+        control = control_of(head.version, coordinator.version)
     return Offer(
         assignment=work,
         program_sha256=str(head.program_sha256),
@@ -35,6 +42,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         parameters=coordinator.layout.size,
         local=coordinator.plan.local,
         serving=head.promoted in (None, work.version),
+        control_sha256=control,
     )
 
 

@@ -9,6 +9,7 @@
     models/{model}/programs/{sha256}.tflite         device programs
     models/{model}/weights/{sha256}.safetensors     parameters of versions
     models/{model}/optimizer/{sha256}.safetensors   server optimizer state of versions
+    models/{model}/controls/{sha256}.safetensors    controls of versions, for a rule that carries one
     models/{model}/versions/{n}.json                manifests of versions
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
@@ -72,6 +73,11 @@ def weights(model: str, sha256: str) -> str:
 def optimizer(model: str, sha256: str) -> str:
     """Return the key of a version's optimizer state."""
     return f"{MODELS}{model}/optimizer/{sha256}.safetensors"
+
+
+def control(model: str, sha256: str) -> str:
+    """Return the key of a version's control."""
+    return f"{MODELS}{model}/controls/{sha256}.safetensors"
 
 
 def versions(model: str) -> str:

@@ -1,7 +1,10 @@
-"""What one app may use: models, stored bytes, check-ins. The operator sets it; every replica holds apps to it.
+"""What one app may use: models, stored bytes, check-ins, uploads. The operator sets it; every replica holds apps to it.
 
 Quotas keep one app from using the cloud up. They are no exact account: two creations at the same instant may both
-pass, and each replica counts the check-ins that come to it.
+pass, and each replica counts the check-ins and uploads that come to it.
+
+An app that has uploaded too much is refused at check-ins, so that no device works for nothing, and at uploads before
+their bodies are read. What was given out is not lost by that: the phone keeps its update and comes back in time.
 """
 
 import threading
@@ -30,14 +33,28 @@ class _AppRecord(BaseModel):
 
 
 @dataclass(slots=True)
+class _Bucket:
+    """What an app may still use of something that it may use so much of a minute: at most a minute's share."""
+
+    tokens: float
+    filled_at: float
+
+    def fill(self, per_min: float, now: float) -> float:
+        """Let time pass, and return what is there."""
+        self.tokens = min(per_min, self.tokens + max(0.0, now - self.filled_at) * per_min / 60)
+        self.filled_at = now
+        return self.tokens
+
+
+@dataclass(slots=True)
 class _Known:
-    """What a replica knows of an app. `tokens` are check-ins that it may still make, as of `filled_at`."""
+    """What a replica knows of an app."""
 
     quotas: Quotas
     stored_bytes: int
     read_at: float
-    tokens: float
-    filled_at: float
+    checkins: _Bucket
+    uploads: _Bucket
 
 
 class AppQuotas:
@@ -94,7 +111,7 @@ class AppQuotas:
             raise QuotaExceeded(_full(app_id, used, limit), USED_UP_RETRY_S)
 
     def is_fresh(self, app_id: str) -> bool:
-        """Return whether `admit_check_in` would answer without a look at the store."""
+        """Return whether `admit_check_in` and `admit_upload` would answer without a look at the store."""
         known = self._known.get(app_id)
         return known is not None and 0 <= self._clock() - known.read_at < FRESH_S
 
@@ -102,7 +119,7 @@ class AppQuotas:
         """Take one check-in off what an app may make at this replica (a token bucket, a minute deep).
 
         Raises:
-            QuotaExceeded: there is none left now, or the app's updates have used its bytes up.
+            QuotaExceeded: there is none left now, the app's updates have used its bytes up, or it uploads too much.
         """
         if not self.is_fresh(app_id):
             self._look(app_id)
@@ -110,21 +127,44 @@ class AppQuotas:
         with self._lock:
             known = self._known[app_id]
             limit = known.quotas.checkins_per_min
-            known.tokens = min(limit, known.tokens + max(0.0, now - known.filled_at) * limit / 60)
-            known.filled_at = now
-            enough = known.tokens >= 1
-            known.tokens -= enough
+            enough = known.checkins.fill(limit, now) >= 1
+            known.checkins.tokens -= enough
+        self._check_uploads(app_id, now)
         if known.stored_bytes >= known.quotas.stored_bytes:
             raise QuotaExceeded(_full(app_id, known.stored_bytes, known.quotas.stored_bytes), USED_UP_RETRY_S)
         if not enough:
             raise QuotaExceeded(f"app {app_id!r} checks in more than {limit} times a minute", CHECK_IN_RETRY_S)
+
+    def admit_upload(self, app_id: str) -> None:
+        """Raises `QuotaExceeded` if an app's uploads were more than its share: nothing of this one was read yet.
+
+        Whoever comes while something of the share is left may send a whole update: `count_upload` may overdraw it.
+        """
+        if not self.is_fresh(app_id):
+            self._look(app_id)
+        self._check_uploads(app_id, self._clock())
+
+    def count_upload(self, app_id: str, size: int) -> None:
+        """Take the bytes of an upload off what an app may send to this replica."""
+        with self._lock:
+            self._known[app_id].uploads.tokens -= size
+
+    def _check_uploads(self, app_id: str, now: float) -> None:
+        with self._lock:
+            known = self._known[app_id]
+            limit = known.quotas.upload_bytes_per_min
+            left = known.uploads.fill(limit, now)
+        if left <= 0:
+            wait_s = max(1.0, (1 - left) * 60 / limit)
+            raise QuotaExceeded(f"app {app_id!r} uploads more than {limit} bytes a minute", wait_s)
 
     def _look(self, app_id: str) -> None:
         """Look at the store: what may the app use, and what has it used?"""
         quotas, used = self._read(app_id), sum(head.stored_bytes for head in self._heads(app_id))
         now = self._clock()
         with self._lock:
-            known = self._known.setdefault(app_id, _Known(quotas, used, now, quotas.checkins_per_min, now))
+            checkins, uploads = _Bucket(quotas.checkins_per_min, now), _Bucket(quotas.upload_bytes_per_min, now)
+            known = self._known.setdefault(app_id, _Known(quotas, used, now, checkins, uploads))
             known.quotas, known.stored_bytes, known.read_at = quotas, used, now
 
     def _read(self, app_id: str) -> Quotas:

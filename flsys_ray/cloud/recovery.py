@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flsys_ray.cloud import places
-from flsys_ray.cloud.journal import Journal
-from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.cloud.journal import Head, Journal, VersionRef
+from flsys_ray.cloud.stored_updates import StoredUpdates, to_update
+from flsys_ray.cloud.versions import load_plan, load_version, save_control
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import round_of
+from flsys_ray.core.layout import Layout
 from flsys_ray.core.ledger import Entry
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import UpdateUnusable
@@ -24,6 +26,26 @@ class Window:
 
     versions: dict[int, int]
     held: tuple[tuple[str, str], ...]
+
+
+def reopened(journal: Journal, head: Head, ref: VersionRef, layout: Layout, now: float) -> Coordinator:
+    """Return the coordinator of the head's open round, with whatever counts in it that is in the store."""
+    store, model = journal.store, journal.model
+    plan = load_plan(store, model, head.round_plan_sha256)
+    version = load_version(store, model, ref, layout.size, plan)
+    if version.control is not None and ref.control_sha256 is None:
+        save_control(store, model, version.control)  # the first round of a rule that carries one: phones fetch it
+    coordinator = Coordinator(
+        model,
+        layout,
+        plan,
+        version,
+        round_=head.round,
+        opened_at=head.opened_at,
+        updates=StoredUpdates(store, model),
+    )
+    refold(journal, coordinator, now)
+    return coordinator
 
 
 def refold(journal: Journal, coordinator: Coordinator, now: float) -> None:
@@ -46,7 +68,8 @@ def _take(journal: Journal, coordinator: Coordinator, key: str, work: Assignment
         coordinator.settle(Entry(work, "given-back"))
     else:
         try:
-            decoded = decode_update(body, coordinator.layout, coordinator.plan.limits.max_abs_delta)
+            limit, control = coordinator.plan.limits.max_abs_delta, coordinator.plan.aggregation.carries_control
+            decoded = decode_update(body, coordinator.layout, limit, control=control)
         except UpdateUnusable:
             return  # refused when it came, and refused again
         coordinator.submit(to_update(work, decoded, body), work.deadline)

@@ -6,11 +6,10 @@ that cannot be computed again it goes on from the one that is stored, so that on
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Entry, Journal, VersionRef
@@ -19,7 +18,7 @@ from flsys_ray.cloud.versions import encode_state, load_plan, load_program, load
 from flsys_ray.core.ids import round_of
 from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.core.step import next_version
+from flsys_ray.core.step import committed, prepared
 from flsys_ray.core.types import Contribution, Version
 from flsys_ray.errors import Missing, NotFound
 from flsys_ray.programs.manifest import read_manifest
@@ -99,7 +98,8 @@ class _Replayer:
         round_ = entry.head.last_round.round if entry.head.last_round else None
         try:
             plan = load_plan(self._store, self._model, plan_sha256)
-            version = next_version(self._base(plan), self._delta(plan, entry), self._layout, plan.server_optimizer)
+            updates = StoredUpdates(self._store, self._model)
+            version, _ = committed(self._base(plan), self._fold(plan, entry), updates, self._layout, plan)
             self._compare(version, plan, _ref(entry))
             self._check_stored(_ref(entry))
         except _Broken as broken:
@@ -125,24 +125,25 @@ class _Replayer:
         return Replayed(ref.number, None, 0, "equal")
 
     def _base(self, plan: TrainingPlan) -> Version:
-        """Return the version before, ready for the plan's optimizer: one with other slots starts anew."""
+        """Return the version before, ready for the plan: an optimizer with other slots starts anew, and a control."""
         optimizer, size = plan.server_optimizer, self._layout.size
         if self._version is None:
-            return load_version(self._store, self._model, self._ref, size, optimizer)
+            return load_version(self._store, self._model, self._ref, size, plan)
+        version = prepared(self._version, plan)
         if set(self._slots) != set(optimizer.slots):
-            return Version(self._version.number, self._version.parameters, optimizer.init(size))
-        return self._version
+            return replace(version, optimizer_state=optimizer.init(size))
+        return version
 
-    def _delta(self, plan: TrainingPlan, entry: Entry) -> NDArray[np.float64]:
+    def _fold(self, plan: TrainingPlan, entry: Entry) -> Any:
         rule = plan.aggregation
         fold = rule.init(plan.scale(), self._layout.size)
         for line in entry.updates:
             body = self._update(line)
-            decoded = decode_update(body, self._layout, plan.limits.max_abs_delta)
+            decoded = decode_update(body, self._layout, plan.limits.max_abs_delta, control=rule.carries_control)
             weight = line.num_examples if line.weight is None else line.weight
-            key = line.assignment_id
-            fold = rule.add(fold, Contribution(key, decoded.delta, weight, decoded.loss, decoded.num_steps))
-        return rule.finish(fold, StoredUpdates(self._store, self._model))
+            measures = (weight, decoded.loss, decoded.num_steps)
+            fold = rule.add(fold, Contribution(line.assignment_id, decoded.delta, *measures, control=decoded.control))
+        return fold
 
     def _update(self, line: UpdateLine) -> bytes:
         key = places.update(self._model, round_of(line.assignment_id), line.assignment_id, line.device_id)
@@ -161,12 +162,17 @@ class _Replayer:
         """Look whether what phones download, and what the next owner loads, is what the log says."""
         self._object(places.weights(self._model, ref.weights_sha256), ref.weights_sha256)
         self._object(places.optimizer(self._model, ref.optimizer_sha256), ref.optimizer_sha256)
+        if ref.control_sha256 is not None:
+            self._object(places.control(self._model, ref.control_sha256), ref.control_sha256)
 
     def _compare(self, version: Version, plan: TrainingPlan, ref: VersionRef) -> None:
         if sha256(encode_vector("parameters", version.parameters)) != ref.weights_sha256:
             raise _Broken("differs", self._first_difference(version.parameters, ref))
         if sha256(encode_state(version.optimizer_state, plan.server_optimizer)) != ref.optimizer_sha256:
             raise _Broken("differs", f"{plan.server_optimizer.name}: the state of the server optimizer")
+        control = None if version.control is None else sha256(encode_vector("control", version.control))
+        if control != ref.control_sha256:
+            raise _Broken("differs", f"{plan.aggregation.name}: the control")
 
     def _first_difference(self, found: Vector, ref: VersionRef) -> str:
         body = self._object(places.weights(self._model, ref.weights_sha256), ref.weights_sha256)
@@ -176,8 +182,8 @@ class _Replayer:
         return f"{leaf.name!r} at its element {at - leaf.offset}: {found[at]!r} again, {stored[at]!r} in the store"
 
 
-def _numbers(ref: VersionRef) -> tuple[str, str, int]:
-    return ref.weights_sha256, ref.optimizer_sha256, ref.optimizer_step
+def _numbers(ref: VersionRef) -> tuple[str, str, int, str | None]:
+    return ref.weights_sha256, ref.optimizer_sha256, ref.optimizer_step, ref.control_sha256
 
 
 def _ref(entry: Entry) -> VersionRef:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from flsys_ray.cloud.evaluations import Evaluations
+from flsys_ray.cloud.evaluating import Seen
+from flsys_ray.cloud.evaluations import Evaluations, combined
 from flsys_ray.cloud.journal import Head, Journal
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.pacing.base import RoundView
@@ -14,7 +15,13 @@ from flsys_ray.wire.schemas import ModelInfo, OpenRound, RoundCounters, RoundInf
 
 
 def model_info(
-    model: str, head: Head, plan: TrainingPlan, parameters: int | None, open_round: OpenRound | None
+    model: str,
+    head: Head,
+    plan: TrainingPlan,
+    parameters: int | None,
+    open_round: OpenRound | None,
+    *,
+    seen: Seen,
 ) -> ModelInfo:
     """Return a model as it is now."""
     return ModelInfo(
@@ -29,7 +36,8 @@ def model_info(
         parameters=parameters,
         open_round=open_round,
         rounds_closed=head.round,
-        last_metrics=head.last_round.evaluation if head.last_round else None,
+        last_metrics=combined(head.last_round.evaluation, seen.assigned) if head.last_round else None,
+        evaluation=seen.progress,
         plan=plan,
     )
 

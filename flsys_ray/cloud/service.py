@@ -14,7 +14,7 @@ from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.evaluating import version_metrics
-from flsys_ray.cloud.evaluations import check_evaluation
+from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
@@ -33,6 +33,7 @@ from flsys_ray.wire.schemas import (
     AssignmentMessage,
     CheckInReply,
     CheckInRequest,
+    ControlLink,
     EnrolReply,
     EvaluationReply,
     EvaluationRequest,
@@ -237,12 +238,20 @@ class Cloud:
             raise NotFound(f"model {model!r} has no version {number}") from None
 
     async def version_evaluation(self, app_id: str, model: str, number: int | None) -> VersionEvaluation:
-        """Return what evaluation assignments found about a version; None: the one that serves. Raises `NotFound`."""
+        """Return what phones found about a version; None: the one that serves. Raises `NotFound`."""
         info = await self.version(app_id, model, number)
         found = self.find(app_id, model)
-        metrics = await asyncio.to_thread(version_metrics, self.store, found, info.version)
-        classes = list(self.manifest(found, info.program_sha256).classes)
-        return VersionEvaluation(model=model, version=info.version, classes=classes, metrics=metrics)
+        assigned = await asyncio.to_thread(version_metrics, self.store, found, info.version)
+        rounds = await self.hosts.model(found).rounds(info.version)  # each version ends a round: none of it is before
+        cohort = combined(*(closed.evaluation for closed in rounds if closed.version == info.version))
+        return VersionEvaluation(
+            model=model,
+            version=info.version,
+            classes=list(self.manifest(found, info.program_sha256).classes),
+            metrics=combined(cohort, assigned),
+            cohort=cohort,
+            assigned=assigned,
+        )
 
     def manifest(self, model: str, program_sha256: str) -> Manifest:
         """Return the manifest of a stored program of the model of this id."""
@@ -272,7 +281,7 @@ class Cloud:
         return [info for info in found if info is not None]
 
     def _message(self, offer: Offer) -> AssignmentMessage:
-        work = offer.assignment
+        work, control = offer.assignment, offer.control_sha256
         base = f"/v1/models/{model_name(work.model)}"
         return AssignmentMessage(
             assignment_id=work.assignment_id,
@@ -283,9 +292,11 @@ class Cloud:
             version=work.version,
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
+            control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
             local=offer.local,
             upload=UploadLink(
-                url=f"/v1/assignments/{work.assignment_id}/update", max_bytes=max_update_bytes(offer.parameters)
+                url=f"/v1/assignments/{work.assignment_id}/update",
+                max_bytes=max_update_bytes(offer.parameters, control=control is not None),
             ),
             deadline_s=max(0.0, work.deadline - self.clock()),
             serving=offer.serving,

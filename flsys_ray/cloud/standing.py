@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.evaluating import Evaluating, Wanted, wanted
 from flsys_ray.cloud.journal import Entry, Head, Journal, entry_after
 from flsys_ray.cloud.reports import demand_of, model_info
 from flsys_ray.cloud.versions import load_plan, load_program
@@ -39,6 +40,11 @@ class Standing:
         """Whether a round is open: updates of it count."""
         return self.head.version is not None and self.head.state in ("training", "paused")
 
+    @property
+    def wanted(self) -> Wanted | None:
+        """Which version is to be evaluated."""
+        return wanted(self.head, self.plan)
+
     def demand(self, now: float) -> Demand:
         """Return what a training model without an owner wants: its whole round."""
         version = self.head.version.number if self.head.version is not None else 0
@@ -53,6 +59,7 @@ class Standings:
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[float, Entry]] = OrderedDict()
+        self._evaluated: set[tuple[str, Wanted]] = set()
         self._plan = lru_cache(maxsize=1024)(lambda model, digest: load_plan(store, model, digest))
         self._parameters = lru_cache(maxsize=1024)(
             lambda model, digest: read_manifest(load_program(store, model, digest)).parameters
@@ -84,7 +91,18 @@ class Standings:
             zero = RoundCounters()
             open_round = OpenRound(round=head.round, version=version.number, opened_at=head.opened_at, counters=zero)
         parameters = self._parameters(model, head.program_sha256) if version is not None else None
-        return model_info(model, head, standing.plan, parameters, open_round)
+        seen = Evaluating(self._store, model).seen(head, standing.plan, self._clock())
+        return model_info(model, head, standing.plan, parameters, open_round, seen=seen)
+
+    def wants_evaluation(self, model: str) -> bool:
+        """Return whether a version of a model is to be evaluated, and too few devices have done so."""
+        wants = self.read(model).wanted
+        if wants is None or (model, wants) in self._evaluated:
+            return False
+        done = sum(1 for _ in self._store.list(places.version_evaluations(model, wants.version)))
+        if done >= wants.plan.cohort:
+            self._evaluated.add((model, wants))
+        return done < wants.plan.cohort
 
     def has_work(self, model: str) -> bool:
         """Return whether the open round has an update, or one of an earlier round that may still count in it.

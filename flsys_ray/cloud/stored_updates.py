@@ -15,7 +15,8 @@ from flsys_ray.wire.tensors import DecodedUpdate, data_offset
 
 def to_update(work: Assignment, decoded: DecodedUpdate, body: bytes) -> Update:
     """Return a decoded update of an assignment, with the hash of its bytes and their number."""
-    return Update(work, decoded.delta, decoded.num_examples, decoded.loss, sha256(body), decoded.num_steps, len(body))
+    told = (decoded.num_examples, decoded.loss)
+    return Update(work, decoded.delta, *told, sha256(body), decoded.num_steps, len(body), decoded.control)
 
 
 class StoredUpdates:

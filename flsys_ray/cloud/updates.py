@@ -57,7 +57,9 @@ class Updates:
 
     def max_bytes(self, ticket: Ticket) -> int:
         """Return the most bytes that the update of an assignment may have."""
-        return max_update_bytes(self._manifest(ticket.assignment.model, ticket.program_sha256).parameters)
+        model = ticket.assignment.model
+        control = self._plan(model, ticket.plan_sha256).aggregation.carries_control
+        return max_update_bytes(self._manifest(model, ticket.program_sha256).parameters, control=control)
 
     async def take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
         """Count an update once, however often it comes.
@@ -137,7 +139,8 @@ class Updates:
         layout = self._manifest(work.model, ticket.program_sha256).to_layout()
         plan = self._plan(work.model, ticket.plan_sha256)
         try:
-            decoded = decode_update(body, layout, plan.limits.max_abs_delta)
+            control = plan.aggregation.carries_control
+            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)

@@ -10,8 +10,10 @@ from flsys_ray.cloud.journal import Journal, VersionRef
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.optimizers.base import ServerOptimizer
 from flsys_ray.core.plan import TrainingPlan, parse_plan_json
+from flsys_ray.core.step import prepared
 from flsys_ray.core.types import OptimizerState, Version
-from flsys_ray.errors import Missing, NotFound
+from flsys_ray.errors import Missing, NotFound, PlanInvalid
+from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.wire.tensors import decode_vector, encode_vector
 
@@ -28,6 +30,7 @@ def save_version(journal: Journal, version: Version, optimizer: ServerOptimizer,
     state = encode_state(version.optimizer_state, optimizer)
     put_same(store, places.weights(model, sha256(weights)), weights)
     put_same(store, places.optimizer(model, sha256(state)), state)
+    control_sha256 = None if version.control is None else save_control(store, model, version.control)
     return VersionRef(
         number=version.number,
         entry=journal.next_entry,
@@ -35,7 +38,22 @@ def save_version(journal: Journal, version: Version, optimizer: ServerOptimizer,
         weights_sha256=sha256(weights),
         optimizer_sha256=sha256(state),
         optimizer_step=version.optimizer_state.step,
+        control_sha256=control_sha256,
     )
+
+
+def save_control(store: ObjectStore, model: str, control: Vector) -> str:
+    """Store a control and return the hash of its bytes."""
+    body = encode_vector("control", control)
+    put_same(store, places.control(model, sha256(body)), body)
+    return sha256(body)
+
+
+def control_of(ref: VersionRef, version: Version) -> str | None:
+    """Return the hash of the control that an open round starts from. One that a version lacked is zeros."""
+    if version.control is None or ref.control_sha256 is not None:
+        return ref.control_sha256 if version.control is not None else None
+    return sha256(encode_vector("control", version.control))
 
 
 def encode_state(state: OptimizerState, optimizer: ServerOptimizer) -> bytes:
@@ -44,14 +62,21 @@ def encode_state(state: OptimizerState, optimizer: ServerOptimizer) -> bytes:
     return bytes(safetensors.numpy.save({name: np.ascontiguousarray(slot) for name, slot in slots.items()}))
 
 
-def load_version(store: ObjectStore, model: str, ref: VersionRef, size: int, optimizer: ServerOptimizer) -> Version:
-    """Return a version of `size` parameters. A server optimizer with other slots than it was saved with starts anew."""
-    parameters = load_parameters(store, model, ref.weights_sha256, size)
+def load_version(store: ObjectStore, model: str, ref: VersionRef, size: int, plan: TrainingPlan) -> Version:
+    """Return a version of `size` parameters, ready for a plan.
+
+    A server optimizer with other slots than it was saved with starts anew, and so does a control that it lacks.
+    """
+    optimizer, parameters = plan.server_optimizer, load_parameters(store, model, ref.weights_sha256, size)
+    control = None
+    if plan.aggregation.carries_control and ref.control_sha256 is not None:
+        control = decode_vector(store.get(places.control(model, ref.control_sha256)).body, "control", size)
     slots = safetensors.numpy.load(store.get(places.optimizer(model, ref.optimizer_sha256)).body)
     if set(slots) != set(optimizer.slots):
-        return Version(ref.number, parameters, optimizer.init(size))
-    vectors = tuple(slots[name] for name in optimizer.slots)
-    return Version(ref.number, parameters, OptimizerState(ref.optimizer_step, vectors))
+        state = optimizer.init(size)
+    else:
+        state = OptimizerState(ref.optimizer_step, tuple(slots[name] for name in optimizer.slots))
+    return prepared(Version(ref.number, parameters, state, control), plan)
 
 
 def load_parameters(store: ObjectStore, model: str, weights_sha256: str, size: int) -> Vector:
@@ -77,3 +102,14 @@ def load_program(store: ObjectStore, model: str, program_sha256: str) -> bytes:
         return store.get(places.program(model, program_sha256)).body
     except Missing:
         raise NotFound(f"model {model!r} has no program {program_sha256[:12]}") from None
+
+
+def check_fit(plan: TrainingPlan, program: bytes) -> None:
+    """Raises `PlanInvalid` if the plan's aggregation rule corrects plain SGD steps and the program takes others."""
+    rule, manifest = plan.aggregation, read_manifest(program)
+    if rule.carries_control and manifest.slots > 0:
+        raise PlanInvalid(
+            f"{rule.name} corrects the steps of plain SGD, and program {manifest.name!r} trains with the stateful "
+            f"local optimizer {manifest.local_optimizer!r}: compile it with plain 'sgd', or choose another rule",
+            ("aggregation",),
+        )

@@ -25,6 +25,9 @@ def create(
     max_checkins: Annotated[
         int | None, typer.Option("--max-checkins-per-min", min=1, help="At each replica of the cloud.")
     ] = None,
+    max_uploads: Annotated[
+        int | None, typer.Option("--max-upload-bytes-per-min", min=1, help="At each replica of the cloud.")
+    ] = None,
     url: Url = None,
     operator_key: OperatorKey = None,
     as_json: AsJson = False,
@@ -37,15 +40,20 @@ def create(
     if not key:
         raise InvalidInput("no operator key on this machine: give --operator-key, or set FLSYS_OPERATOR_KEY")
     with client(address, key) as cloud:
-        created = cloud.create_app(name, _quotas(max_models, max_bytes, max_checkins))
+        named = {
+            "models": max_models,
+            "stored_bytes": max_bytes,
+            "checkins_per_min": max_checkins,
+            "upload_bytes_per_min": max_uploads,
+        }
+        created = cloud.create_app(name, _quotas(named))
     if as_json:
         print_json(created)
     else:
         print(created.key)
 
 
-def _quotas(models: int | None, stored_bytes: int | None, checkins_per_min: int | None) -> Quotas | None:
+def _quotas(named: dict[str, int | None]) -> Quotas | None:
     """Return the quotas that options name; None if they name none."""
-    named = {"models": models, "stored_bytes": stored_bytes, "checkins_per_min": checkins_per_min}
     given = {name: limit for name, limit in named.items() if limit is not None}
     return Quotas(**given) if given else None

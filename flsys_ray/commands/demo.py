@@ -40,7 +40,7 @@ def demo(
     keep: Annotated[Path | None, typer.Option(help="Keep store, phones, logs and demo.json in this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the cloud, and train both models at once, for two apps, on the same emulated phones over HTTP.
+    """Train both models at once: a cloud, two apps on the same phones, HTTP, the result.
 
     HAR-Wild learns what people do from the phones' sensors, the sentiment model how they feel from their texts.
     Compared with version 0, on people whose data no phone holds.

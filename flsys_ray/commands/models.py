@@ -10,7 +10,7 @@ from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, 
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.developer import Action
 from flsys_ray.errors import InvalidInput
-from flsys_ray.wire.schemas import ModelInfo, RoundInfo
+from flsys_ray.wire.schemas import Metrics, ModelInfo, RoundInfo
 
 group = typer.Typer(no_args_is_help=True, help="Models: what is trained, and how.")
 PlanFile = Annotated[Path | None, typer.Option("--plan", exists=True, dir_okay=False, help="A training plan, YAML.")]
@@ -203,7 +203,7 @@ def evaluation(
     app_key: AppKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what phones with an evaluation assignment found about a version."""
+    """Show what phones found about a version: those that trained from it, and those that evaluated it only."""
     with developer(url, app_key) as cloud:
         found = cloud.evaluation(name, version)
     if as_json:
@@ -213,14 +213,21 @@ def evaluation(
     if metrics is None:
         console.print(f"{name}: version {found.version}: no phone has evaluated it yet")
         return
-    console.print(
-        f"{name}: version {found.version}: accuracy {metrics.accuracy:.3f}, loss {metrics.loss:.3f} "
-        f"on {metrics.examples} examples of {metrics.devices} phones"
-    )
+    console.print(f"{name}: version {found.version}: {_found(metrics)}")
+    for what, part in (("phones that trained from it", found.cohort), ("evaluation assignments", found.assigned)):
+        if part is not None:
+            console.print(f"  {what}: {_found(part)}")
     table = Table("class", "examples", "accuracy")
     for each in metrics.per_class or ():
         table.add_row(found.classes[each.label], str(each.count), f"{each.correct / each.count:.3f}")
     print_table(table)
+
+
+def _found(metrics: Metrics) -> str:
+    return (
+        f"accuracy {metrics.accuracy:.3f}, loss {metrics.loss:.3f} "
+        f"on {metrics.examples} examples of {metrics.devices} phones"
+    )
 
 
 def _act(name: str, action: Action, url: str | None, app_key: str | None, *, as_json: bool) -> None:

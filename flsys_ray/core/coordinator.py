@@ -26,7 +26,7 @@ from flsys_ray.core.pacing.steering import SOON_S, retry_after_s, round_over_in_
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
-from flsys_ray.core.step import next_version
+from flsys_ray.core.step import committed, prepared
 from flsys_ray.core.types import (
     Assignment,
     Commit,
@@ -91,7 +91,7 @@ class Coordinator:
         self.model = model
         self.layout = layout
         self.plan = plan
-        self.version = version
+        self.version = prepared(version, plan)
         self.round = round_
         self.opened_at = opened_at
         self.asked_at: float | None = None  # the first device asked: a selector that turns all away opens up in time
@@ -167,7 +167,7 @@ class Coordinator:
         answer = self.answer(work, now)
         if answer is not None:
             return answer
-        flaw = flaw_of(update, self.layout.size, self.plan.limits.max_abs_delta)
+        flaw = flaw_of(update, self.layout.size, self.plan)
         if flaw:
             return self._rejected("unusable", work.device_id, now, flaw)
         self._record(Entry(work, "counted", self._add(update), update.loss, update.num_bytes), now)
@@ -348,8 +348,7 @@ class Coordinator:
         return Rejected(reason, retry_after_s(wait_s, lot), detail)
 
     def _commit(self) -> Commit:
-        delta = self.plan.aggregation.finish(self._fold, self._updates)
-        version = next_version(self.version, delta, self.layout, self.plan.server_optimizer)
+        version, delta = committed(self.version, self._fold, self._updates, self.layout, self.plan)
         refs = tuple(entry.ref for entry in self._ledger.counted() if entry.ref is not None)
         return Commit(version, refs, float(np.sqrt(np.sum(delta * delta))))
 

@@ -2,20 +2,35 @@
 
 import numpy as np
 
+from flsys_ray.core.layout import Vector
+from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Update
 
 MAX_ABS_LOSS = float(np.finfo(np.float32).max)  # losses weighted and summed in float64 then stay finite
 
 
-def flaw_of(update: Update, size: int, max_abs_delta: float) -> str:
+def flaw_of(update: Update, size: int, plan: TrainingPlan) -> str:
     """Return what is wrong with an update of a model of `size` parameters, or an empty text."""
-    delta = update.delta
-    if delta.shape != (size,) or delta.dtype != np.float32:
-        return f"delta has shape {delta.shape} and dtype {delta.dtype}, expected ({size},) float32"
-    if not (float(delta.min(initial=0.0)) >= -max_abs_delta and float(delta.max(initial=0.0)) <= max_abs_delta):
-        return f"delta holds a value that is not finite or above {max_abs_delta:g}"
+    max_abs, control = plan.limits.max_abs_delta, update.control
+    flaw = _flaw_of_vector("delta", update.delta, size, max_abs)
+    if flaw:
+        return flaw
+    if plan.aggregation.carries_control and control is None:
+        return f"control is missing: {plan.aggregation.name} asks for it"
+    if control is not None and not plan.aggregation.carries_control:
+        return f"control is not asked for by {plan.aggregation.name}"
+    if control is not None and (flaw := _flaw_of_vector("control", control, size, max_abs)):
+        return flaw
     if update.num_examples < 1:
         return f"num_examples is {update.num_examples}, expected at least 1"
     if update.num_steps < 1:
         return f"num_steps is {update.num_steps}, expected at least 1"
     return "" if abs(update.loss) <= MAX_ABS_LOSS else f"loss is {update.loss}, expected a finite float32"
+
+
+def _flaw_of_vector(name: str, vector: Vector, size: int, max_abs: float) -> str:
+    if vector.shape != (size,) or vector.dtype != np.float32:
+        return f"{name} has shape {vector.shape} and dtype {vector.dtype}, expected ({size},) float32"
+    if not (float(vector.min(initial=0.0)) >= -max_abs and float(vector.max(initial=0.0)) <= max_abs):
+        return f"{name} holds a value that is not finite or above {max_abs:g}"
+    return ""

@@ -124,6 +124,27 @@ class TrainingPlan(_Section):
         )
         raise ValueError(text) from PlanInvalid(text, ("pacing", "aggregation"))
 
+    @model_validator(mode="after")
+    def _a_round_asks_no_more_devices_than_there_are(self) -> "TrainingPlan":
+        population, slots = self.aggregation.population, self.pacing.slots
+        if population is None or slots <= population:
+            return self
+        text = f"{self.aggregation.name} has {population} devices, and a round asks {slots} at a time"
+        raise ValueError(text) from PlanInvalid(text, ("pacing", "aggregation.devices"))
+
+    @model_validator(mode="after")
+    def _controls_are_of_plain_steps_in_step(self) -> "TrainingPlan":
+        if not self.aggregation.carries_control:
+            return self
+        name = self.aggregation.name
+        if self.pacing.staleness is not None:
+            text = f"{name} needs the pacing rounds, without late updates: a control belongs to one version"
+            raise ValueError(text) from PlanInvalid(text, ("pacing", "aggregation"))
+        if self.local.proximal_mu > 0:
+            text = f"{name} corrects plain gradients: it cannot be combined with local.proximal_mu"
+            raise ValueError(text) from PlanInvalid(text, ("local.proximal_mu", "aggregation"))
+        return self
+
     def scale(self) -> FixedPoint:
         """Return the fixed-point scale of this plan's sums."""
         staleness = self.pacing.staleness

@@ -1,11 +1,39 @@
-"""From one version to the next: what a commit does with the aggregated delta, in the cloud and in a replay alike."""
+"""From one version to the next: what a commit does with the folded updates, in the cloud and in a replay alike."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.optimizers.base import ServerOptimizer
+from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Version
+from flsys_ray.core.updates import UpdateReader
+
+
+def prepared(version: Version, plan: TrainingPlan) -> Version:
+    """Return a version with the control that the plan's rule goes on from: zeros where it has none yet."""
+    if not plan.aggregation.carries_control:
+        return version if version.control is None else replace(version, control=None)
+    return version if version.control is not None else replace(version, control=np.zeros_like(version.parameters))
+
+
+def committed(
+    version: Version, fold: Any, updates: UpdateReader, layout: Layout, plan: TrainingPlan
+) -> tuple[Version, NDArray[np.float64]]:
+    """Return the version after `version`, which is prepared for the plan, and the aggregated delta, float64 [P].
+
+    Not-trained leaves have no gradient: their control stays zero. Raises what the rule's `finish` raises.
+    """
+    rule = plan.aggregation
+    delta = rule.finish(fold, updates)
+    following = next_version(version, delta, layout, plan.server_optimizer)
+    if version.control is None:
+        return following, delta
+    control = np.where(layout.trainable_mask(), rule.next_control(fold, version.control), np.float32(0))
+    return replace(following, control=control), delta
 
 
 def next_version(version: Version, delta: NDArray[np.float64], layout: Layout, optimizer: ServerOptimizer) -> Version:

@@ -46,7 +46,7 @@ class Update:
 
     `delta` is float32 [P], trained minus base parameters. `loss` is the mean training loss. `sha256` is the hash of
     the uploaded bytes, which a version's manifest repeats, `num_bytes` how many they were. `num_steps` are the local
-    steps taken.
+    steps taken. `control` is the change of the device's control, float32 [P], for a rule that carries one.
     """
 
     assignment: Assignment
@@ -56,6 +56,7 @@ class Update:
     sha256: str = ""
     num_steps: int = 1
     num_bytes: int = 0
+    control: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +65,7 @@ class Contribution:
 
     `key` is its assignment id: the order of keys is the order of every sum that is not exact. `delta` is float32 [P],
     `weight` its examples (at least 1, cut to the plan's limit, in units of the staleness weight if there is one),
-    `loss` the mean training loss, `steps` the local steps taken (at least 1).
+    `loss` the mean training loss, `steps` the local steps taken (at least 1). `control` is as in the update.
     """
 
     key: str
@@ -72,6 +73,7 @@ class Contribution:
     weight: int
     loss: float = 0.0
     steps: int = 1
+    control: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,15 @@ class OptimizerState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """One committed version: `parameters` float32 [P], and what the server optimizer needs to go on from it."""
+    """One committed version: `parameters` float32 [P], and what is needed to go on from it.
+
+    That is the server optimizer's state, and the `control`, float32 [P], of an aggregation rule that carries one.
+    """
 
     number: int
     parameters: Vector
     optimizer_state: OptimizerState
+    control: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

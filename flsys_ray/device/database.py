@@ -1,8 +1,8 @@
 """The phone's local database: one SQLite file, readable by its owner only.
 
 Everything that a phone must remember over a kill is here: identity, consent, assignments and finished deltas, the
-examples, and personal parameters. Raw data never leave it: the code that talks to the network (`client`, `download`) is
-given no database.
+examples, controls and personal parameters. Raw data never leave it: the code that talks to the network (`client`,
+`download`) is given no database.
 
 A transaction is durable when it returns (WAL, `synchronous=FULL`); deleted content is overwritten (`secure_delete`).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flsys_ray.errors import Conflict
 
-FORMAT = 2
+FORMAT = 3
 
 # Since format 2.
 _PERSONAL = """
@@ -26,6 +26,12 @@ CREATE TABLE personal (
     parameters BLOB,                         -- safetensors; NULL: the shared version is at least as good
     personal_correct INTEGER, shared_correct INTEGER, held_out INTEGER NOT NULL
 ) WITHOUT ROWID;
+"""
+
+# Since format 3: the phone's own controls (safetensors), and what one becomes once an assignment's update is counted.
+_CONTROLS = """
+CREATE TABLE controls (model TEXT PRIMARY KEY, control BLOB NOT NULL) WITHOUT ROWID;
+ALTER TABLE assignments ADD COLUMN control BLOB;
 """
 
 _SCHEMA = """
@@ -86,7 +92,7 @@ class Database:
         if found > FORMAT:
             raise Conflict(f"the phone's database has format {found}, this program reads up to {FORMAT}: update it")
         if found < FORMAT:
-            script = _PERSONAL if found == 1 else _SCHEMA + _PERSONAL
+            script = "".join((_SCHEMA, _PERSONAL, _CONTROLS)[found:])
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={FORMAT};COMMIT;")
 
     @contextmanager

@@ -40,7 +40,7 @@ def _upload(item: OpenAssignment, delta: bytes, identity: Identity, journal: Jou
         ending: Literal["late", "refused"] = "late" if isinstance(error, Late) else "refused"
         journal.settle(item.id, ending, now, error.message)
         return _outcome(ending, item, now, error.message)
-    journal.settle(item.id, "done", now)
+    journal.counted(item.id, now)
     return _outcome("uploaded", item, now, "duplicate" if reply.duplicate else "")
 
 
@@ -64,16 +64,17 @@ def _report(
 
 def _return(item: OpenAssignment, identity: Identity, journal: Journal, now: float) -> Outcome:
     request = GiveBackRequest(reason=item.reason)
-    ending: Literal["given-back", "done"] = "given-back"
     detail: str = item.reason
     try:
         identity.call(lambda token: identity.client.give_back(token, item.message, request))
     except (TryLater, Unauthenticated):
         raise
-    except FlsysError as error:  # over, or counted already: either way the cloud waits for nothing
-        ending = "done" if isinstance(error, Conflict) else ending
+    except Conflict as error:  # an upload whose answer was lost is counted
         detail = f"{item.reason}; {error.message}"
-    journal.settle(item.id, ending, now, detail)
+        journal.counted(item.id, now, detail)
+    except FlsysError as error:  # over: the cloud waits for nothing
+        detail = f"{item.reason}; {error.message}"
+    journal.settle(item.id, "given-back", now, detail)
     return _outcome("given-back", item, now, detail)
 
 

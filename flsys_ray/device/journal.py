@@ -4,8 +4,9 @@
         └───────────┴──▶ returning ──▶ settled
 
 `trained` holds the very bytes to upload: a repeated upload repeats them. Its evaluation is sent first: the upload may
-end the round. `returning` is a give-back that the cloud has
-not heard of yet. A settled assignment is remembered, so that an old message cannot start it again.
+end the round. It also holds what the phone's own control becomes: that happens in the transaction that notes "counted",
+once, or not at all. `returning` is a give-back that the cloud has not heard of yet. A settled assignment is remembered,
+so that an old message cannot start it again.
 """
 
 from dataclasses import dataclass
@@ -50,12 +51,16 @@ class OpenAssignment:
 
 @dataclass(frozen=True, slots=True)
 class FinishedWork:
-    """What training left: the bytes to upload, the evaluation to report, and the newest example that it knew."""
+    """What training left: the bytes to upload, the evaluation to report, and the newest example that it knew.
+
+    `control` is the phone's own once the update is counted, if the assignment has one.
+    """
 
     delta: bytes
     evaluation: EvaluationRequest | None
     finished_at: float
     last_example_id: int
+    control: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +131,9 @@ class Journal:
         text = work.evaluation.model_dump_json() if work.evaluation else None
         with self.database.transaction():
             stored = self.database.write(
-                "UPDATE assignments SET state = 'trained', delta = ?, evaluation = ?"
+                "UPDATE assignments SET state = 'trained', delta = ?, evaluation = ?, control = ?"
                 " WHERE assignment_id = ? AND state = 'assigned' AND settled_at IS NULL AND delta IS NULL",
-                (work.delta, text, item.id),
+                (work.delta, text, work.control, item.id),
             )
             if stored:
                 self._touch(item.message.model)
@@ -164,12 +169,27 @@ class Journal:
         """Decide to give back all open work of one model, or of all; deltas that are not uploaded are deleted."""
         self.database.write(f"{_RETURN} AND (?2 IS NULL OR model = ?2)", (reason, model))
 
+    def counted(self, assignment_id: str, now: float, detail: str = "") -> None:
+        """Close an assignment whose update is counted: what it made of the phone's own control holds from now on."""
+        with self.database.transaction():
+            self.database.write(
+                "INSERT OR REPLACE INTO controls (model, control) SELECT model, control FROM assignments"
+                " WHERE assignment_id = ? AND settled_at IS NULL AND control IS NOT NULL",
+                (assignment_id,),
+            )
+            self.settle(assignment_id, "done", now, detail)
+
+    def control(self, model: str) -> bytes | None:
+        """Return the phone's own control of a model (safetensors), None before the first counted update."""
+        found = self.database.row("SELECT control FROM controls WHERE model = ?", (model,))
+        return found[0] if found and isinstance(found[0], bytes) else None
+
     def settle(self, assignment_id: str, ending: Ending, now: float, detail: str = "") -> None:
         """Close an assignment; its token and bytes are deleted, its id is remembered."""
         with self.database.transaction():
             self.database.write(
                 "UPDATE assignments SET settled_at = ?, state = ?, detail = ?, message = NULL, delta = NULL,"
-                " evaluation = NULL WHERE assignment_id = ? AND settled_at IS NULL",
+                " evaluation = NULL, control = NULL WHERE assignment_id = ? AND settled_at IS NULL",
                 (now, ending, detail[:500], assignment_id),
             )
             self.database.write(
@@ -189,6 +209,7 @@ class Journal:
         with self.database.transaction():
             self.database.write("DELETE FROM assignments")
             self.database.write("DELETE FROM personal")
+            self.database.write("DELETE FROM controls")
             self.database.write(
                 "UPDATE models SET version = NULL, weights_sha256 = NULL, program_sha256 = NULL, refreshed_at = 0,"
                 " eligibility = NULL"
@@ -209,13 +230,15 @@ class Journal:
         return bool(found and found[0])
 
     def set_consent(self, model: str, *, granted: bool) -> None:
-        """Record the user's decision; a withdrawal ends open work and deletes personal parameters with it."""
+        """Record the user's decision; a withdrawal ends open work, and deletes personal parameters and controls."""
         with self.database.transaction():
             self._touch(model)
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
                 self.database.write("DELETE FROM personal WHERE model = ?", (model,))
+                self.database.write("DELETE FROM controls WHERE model = ?", (model,))
+                self.database.write("UPDATE assignments SET control = NULL WHERE model = ?", (model,))
 
     def eligibility(self, model: str) -> Eligibility:
         """Return the newest known eligibility of the model's plan; a plan's default before the first check-in."""
@@ -249,11 +272,13 @@ class Journal:
         return TrainingRecord(int(found[0] or 0), None if found[1] is None else float(found[1]))
 
     def weights_in_use(self) -> set[str]:
-        """Return the hashes of weight files that open work or inference needs."""
+        """Return the hashes of weight files, and of controls, that open work or inference needs."""
         held = {
             str(row[0]) for row in self.database.rows("SELECT weights_sha256 FROM models WHERE version IS NOT NULL")
         }
-        return held | {item.message.weights.sha256 for item in self.open_assignments()}
+        messages = [item.message for item in self.open_assignments()]
+        controls = {message.control.sha256 for message in messages if message.control is not None}
+        return held | controls | {message.weights.sha256 for message in messages}
 
     def _touch(self, model: str) -> None:
         self.database.write("INSERT OR IGNORE INTO models (model) VALUES (?)", (model,))

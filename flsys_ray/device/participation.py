@@ -19,6 +19,7 @@ import numpy as np
 
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, Obstacle, eligible
+from flsys_ray.device.controls import Controls
 from flsys_ray.device.delivery import deliver
 from flsys_ray.device.examples import Batch, ExampleStore, Part
 from flsys_ray.device.identity import Identity
@@ -33,6 +34,8 @@ from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 
 PAUSED_S = 3600.0
 LONGEST_WAIT_S = 86_400.0
+ASKING_S = 86_400.0  # so long after its deadline an upload is repeated to learn whether it was counted, if a control
+# depends on that: the answer to an earlier one may have been lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Participation:
     def _hopeless(self, item: OpenAssignment, now: float) -> BackReason | None:
         """Return why nothing can come of an assignment any more, None if something can."""
         model = item.message.model
-        if now >= item.deadline_at:
+        if now >= item.deadline_at + (ASKING_S if item.state == "trained" and item.message.control else 0.0):
             return "out-of-time"
         if not self.journal.consent(model):
             return "withdrawn"
@@ -196,7 +199,7 @@ class Participation:
         if result.update is None:
             return self._stopped(item)
         now = self.clock.now()
-        work = FinishedWork(result.update, result.evaluation, now, last_example_id)
+        work = FinishedWork(result.update, result.evaluation, now, last_example_id, result.control)
         if not self.journal.trained(item, work):  # consent was withdrawn in the meantime
             return Outcome("interrupted", now, now, item.message.model, item.id)
         about = (item.message.model, item.id, "", result.num_examples, result.loss)
@@ -216,7 +219,9 @@ class Participation:
             over = stopping() or self.interrupt.is_set() or now >= item.deadline_at
             return over or bool(self._unfit(message.model, now))
 
-        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop)
+        server = self.versions.control(message)
+        controls = Controls(server, self.journal.control(message.model)) if server is not None else None
+        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, controls)
 
     def _stopped(self, item: OpenAssignment) -> Outcome:
         now = self.clock.now()

@@ -141,7 +141,7 @@ class Phone:
         """Record the user's decision about training `model` on their data. Without one nothing is trained.
 
         A withdrawal stops a running training, deletes an update that has not been uploaded, and gives the assignment
-        back; the model's personal parameters are deleted.
+        back; the model's personal parameters and control are deleted.
         """
         self._check(model)
         self._journal.set_consent(model, granted=granted)

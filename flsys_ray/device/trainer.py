@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
+from flsys_ray.device.controls import Controls, decode_controls
 from flsys_ray.device.examples import Batch
 from flsys_ray.errors import DataInvalid, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_tokenizer
@@ -44,8 +45,12 @@ class DeviceProgram(Protocol):
         rng: np.random.Generator,
         max_steps: int | None,
         should_stop: Callable[[], bool],
+        correction: Vector | None = None,
     ) -> Trained:
-        """Train from `parameters` [P] on x [N, ...], y [N]; `should_stop` is asked before each step."""
+        """Train from `parameters` [P] on x [N, ...], y [N]; `should_stop` is asked before each step.
+
+        `correction` [P] is added to the gradient of each step.
+        """
 
     def evaluate(self, parameters: Vector, x: NDArray[Any], y: NDArray[Any]) -> Evaluated:
         """Return the sums of loss and correct answers."""
@@ -85,12 +90,16 @@ class Programs:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """The outcome of local training. `update` are the bytes to upload, None if it was stopped before its end."""
+    """The outcome of local training. `update` are the bytes to upload, None if it was stopped before its end.
+
+    `control` is the phone's own (safetensors) once the update is counted, if the assignment has one.
+    """
 
     update: bytes | None
     num_examples: int
     loss: float
     evaluation: EvaluationRequest | None
+    control: bytes | None = None
 
 
 def train_assignment(
@@ -99,8 +108,11 @@ def train_assignment(
     assignment: AssignmentMessage,
     parts: tuple[Batch, Batch | None],
     should_stop: Callable[[], bool],
+    controls: Controls | None = None,
 ) -> LocalResult:
     """Train an assignment's base version on `parts` (training, held-out); evaluate the base version on the second.
+
+    `controls` are read for an assignment that names a control.
 
     Raises:
         UpdateUnusable: the base version is not of this program, training diverged, or the delta is not finite.
@@ -109,6 +121,7 @@ def train_assignment(
     training, held_out = parts
     base = decode_vector(weights, "parameters", program.manifest.parameters)
     local = assignment.local
+    pair = decode_controls(controls, program.manifest) if controls is not None else None
     trained = program.train(
         base,
         training.x,
@@ -119,6 +132,7 @@ def train_assignment(
         rng=generator(0, "local-training", assignment.round, assignment.assignment_id),
         max_steps=local.max_steps,
         should_stop=should_stop,
+        correction=pair.correction if pair is not None else None,
     )
     count = len(training.y)
     if not trained.completed:
@@ -127,8 +141,10 @@ def train_assignment(
     if not np.isfinite(delta).all() or not np.isfinite(trained.loss):
         raise UpdateUnusable(f"{assignment.model}: the delta of assignment {assignment.assignment_id} is not finite")
     evaluation = _evaluate(program, base, held_out)
-    update = encode_update(delta, count, trained.loss, max(1, trained.steps))
-    return LocalResult(update, count, trained.loss, evaluation)
+    change = pair.change(delta, trained.steps, local.learning_rate) if pair is not None else None
+    update = encode_update(delta, count, trained.loss, max(1, trained.steps), control=change)
+    own = pair.after(change) if pair is not None and change is not None else None
+    return LocalResult(update, count, trained.loss, evaluation, own)
 
 
 def evaluate_per_class(program: DeviceProgram, weights: bytes, batch: Batch) -> EvaluationRequest | None:

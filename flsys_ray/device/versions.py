@@ -24,7 +24,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Two caches of files: programs (kept as long as there is room) and weights (kept as long as they are in use)."""
+    """Two caches of files: programs (kept while there is room); weights and controls (kept while they are in use)."""
 
     identity: Identity
     journal: Journal
@@ -35,7 +35,8 @@ class Versions:
 
     def has(self, message: AssignmentMessage) -> bool:
         """Whether all files of an assignment are on the phone."""
-        return self._path(message.program.sha256, message.weights.sha256) is not None
+        control = message.control is None or self.weight_files.path(message.control.sha256) is not None
+        return control and self._path(message.program.sha256, message.weights.sha256) is not None
 
     def holds(self, held: HeldVersion) -> bool:
         """Whether both files of a version are on the phone: its program may have been evicted."""
@@ -44,6 +45,9 @@ class Versions:
     def fetch(self, message: AssignmentMessage) -> None:
         """Download what an assignment needs; its base version becomes the newest at hand if it is, and serves."""
         self._fetch(message.program.url, message.program.sha256, message.weights.url, message.weights.sha256)
+        if message.control is not None:
+            client, link = self.identity.client, message.control
+            self.identity.call(lambda token: self.weight_files.fetch(client, token, link.url, link.sha256))
         held = self.journal.held(message.model)
         if message.serving and (held is None or held.version <= message.version):
             self._hold(message.model, message.version, message.weights.sha256, message.program.sha256)
@@ -72,6 +76,15 @@ class Versions:
             raise NotFound("the program or the version is not on this phone: refresh")
         program, weights = found
         return Loaded(self.programs.get(program_sha256, program), weights.read_bytes())
+
+    def control(self, message: AssignmentMessage) -> bytes | None:
+        """Return the bytes of an assignment's control, None if it has none. Raises `NotFound` if the file is gone."""
+        if message.control is None:
+            return None
+        path = self.weight_files.path(message.control.sha256)
+        if path is None:
+            raise NotFound("the control is not on this phone")
+        return path.read_bytes()
 
     def manifest(self, program_sha256: str) -> Manifest | None:
         """Return what a program says of itself, None if it is not on the phone."""

@@ -6,6 +6,7 @@ takes up the bytes that it has sent, and no thread. A refusal says when to come 
 serve all that were refused lately, each at its own moment.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from flsys_ray.cloud.credentials import Ticket
+from flsys_ray.cloud.credentials import Device, Ticket
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.core.pacing.steering import busy_retry_s
 from flsys_ray.errors import TryLater
@@ -105,11 +106,17 @@ class Admission:
         return TryLater(f"too many {what} at once: try again", retry_s)
 
 
-async def take_in(cloud: Cloud, admission: Admission, request: Request, ticket: Ticket) -> UpdateReply:
-    """Read the update that a request carries, and have it counted."""
+async def take_in(cloud: Cloud, admission: Admission, request: Request, who: tuple[Device, Ticket]) -> UpdateReply:
+    """Read the update that a request of a device carries for its ticket, and have it counted."""
+    device, ticket = who
     admission.check_room(declared_bytes(request))
+    if cloud.quotas.is_fresh(device.app_id):
+        cloud.quotas.admit_upload(device.app_id)
+    else:
+        await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
     with admission.body() as came:
         body = await read_body(request, cloud.updates.max_bytes(ticket), came)
+        cloud.quotas.count_upload(device.app_id, len(body))
         with admission.upload():
             return await cloud.updates.take_in(ticket, body)
 

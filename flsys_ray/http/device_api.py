@@ -85,6 +85,14 @@ async def get_version(
     return await _send(cloud, request, download, (found, "version"))
 
 
+@router.get("/models/{model}/control/{sha256}", response_class=Response, responses=_file(SAFETENSORS))
+async def get_control(cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256) -> Response:
+    """Download the control that an assignment names: one float32 tensor `control`. Immutable; `Range` resumes."""
+    found = cloud.find(app_id, model)
+    download = Download(places.control(found, sha256), sha256, SAFETENSORS, FOR_EVER, {})
+    return await _send(cloud, request, download, (found, "control"))
+
+
 @router.put(
     "/assignments/{assignment_id}/update", openapi_extra={"requestBody": {"required": True, **_binary(SAFETENSORS)}}
 )
@@ -93,10 +101,12 @@ async def put_update(
 ) -> UpdateReply:
     """Upload the update of an assignment: one float32 tensor `delta`, metadata `num_examples` and `loss`.
 
+    If the assignment has a `control`, the file has a second float32 tensor of that name, and otherwise none.
     200 says that it is durable and counted. It may be repeated at any time and counts once. 410: the round is over.
+    429: the app uploads too much; nothing was read, and the update is welcome after `Retry-After`.
     """
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
-    return await take_in(cloud, request.app.state.admission, request, ticket)
+    return await take_in(cloud, request.app.state.admission, request, (device, ticket))
 
 
 @router.delete("/assignments/{assignment_id}", status_code=status.HTTP_204_NO_CONTENT)

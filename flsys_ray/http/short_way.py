@@ -81,7 +81,7 @@ class ShortWay:
         assert found is not None
         device = cloud.credentials.check_device(headers[_AUTHORIZATION][len(_BEARER) :], cloud.clock())
         ticket = cloud.credentials.check_assignment(headers[_ASSIGNMENT], device, found[1])
-        return _json(await take_in(cloud, self._admission, request, ticket))
+        return _json(await take_in(cloud, self._admission, request, (device, ticket)))
 
 
 async def _answered(answer: Awaitable[Response], scope: Scope, receive: Receive, send: Send) -> None:

@@ -152,6 +152,7 @@ class Program:
         rng: np.random.Generator,
         max_steps: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        correction: Vector | None = None,
     ) -> Trained:
         """Train on a device's examples: each epoch in a new order, in batches, the last one padded and masked.
 
@@ -165,12 +166,18 @@ class Program:
             rng: makes the order of examples.
             max_steps: stop after so many batches, whatever the epochs.
             should_stop: asked before each step; True ends training with what there is (charger unplugged, say).
+            correction: [P], added to the gradient of each step. Plain SGD is linear in its gradient, so that taking
+                `learning_rate * correction` off after the step is the same.
 
         Raises:
             DataInvalid: x or y has a wrong shape or values, or there are no examples.
-            InvalidInput: the base parameters are not finite, or of another model.
+            InvalidInput: the base parameters or the correction are not finite, or of another model; or a correction is
+                given to a program with a stateful local optimizer.
             UpdateUnusable: training diverged.
         """
+        if correction is not None and self.manifest.slots:
+            optimizer = self.manifest.local_optimizer
+            raise InvalidInput(f"program {self.manifest.name!r}: {optimizer!r} has a state, only SGD is corrected")
         x, y = self._examples(x, y)
         batches = self._epochs(x, y, epochs, rng)
         return self._steps(
@@ -179,6 +186,7 @@ class Program:
             should_stop,
             learning_rate=learning_rate,
             proximal_mu=proximal_mu,
+            shift=None if correction is None else np.float32(learning_rate) * self._vector(correction),
         )
 
     def _steps(
@@ -189,6 +197,7 @@ class Program:
         *,
         learning_rate: float,
         proximal_mu: float,
+        shift: Vector | None,
     ) -> Trained:
         current, slots, loss_sum, seen, steps = base, self.fresh_slots(), 0.0, 0, 0
         for batch in batches:
@@ -197,6 +206,7 @@ class Program:
             current, loss, slots = self.train_step(
                 current, batch, learning_rate=learning_rate, anchor=base, proximal_mu=proximal_mu, slots=slots
             )
+            current = current if shift is None else current - shift
             count = int(batch.mask.sum())
             loss_sum, seen, steps = loss_sum + loss * count, seen + count, steps + 1
         return Trained(current, loss_sum / max(seen, 1), steps, completed=True)

@@ -1,6 +1,5 @@
 """An object store in memory: for tests, simulations and sweeps."""
 
-import hashlib
 import threading
 from collections.abc import Iterator
 
@@ -12,8 +11,9 @@ class MemoryStore(ObjectStore):
     """A dictionary with the contract of a store."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, bytes] = {}
+        self._objects: dict[str, StoredObject] = {}
         self._folders: set[str] = set()
+        self._writes = 0
         self._lock = threading.Lock()
 
     def put_new(self, key: str, body: bytes) -> str:
@@ -26,23 +26,21 @@ class MemoryStore(ObjectStore):
                 raise InvalidInput(f"store: {key} is a folder of other keys")
             if any(parent in self._objects for parent in parents):
                 raise InvalidInput(f"store: a folder of {key} is a key itself")
-            self._objects[key] = bytes(body)
             self._folders.update(parents)
-        return _etag(body)
+            return self._put(key, body)
 
     def swap(self, key: str, body: bytes, etag: str) -> str:
         """Replace an object."""
         with self._lock:
-            if _etag(self._found(key)) != etag:
+            if self._found(key).etag != etag:
                 raise Changed(f"store: {key} is not the object that was read")
-            self._objects[key] = bytes(body)
-        return _etag(body)
+            return self._put(key, body)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> StoredObject:
         """Return bytes of an object."""
         with self._lock:
-            body = self._found(key)
-        return StoredObject(body[start:end], len(body), _etag(body))
+            found = self._found(key)
+        return StoredObject(found.body[start:end], found.size, found.etag)
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Yield keys in order."""
@@ -51,7 +49,13 @@ class MemoryStore(ObjectStore):
             keys = sorted(key for key in self._objects if key.startswith(prefix) and key > after)
         return iter(keys)
 
-    def _found(self, key: str) -> bytes:
+    def _put(self, key: str, body: bytes) -> str:
+        self._writes += 1
+        stored = StoredObject(bytes(body), len(body), f"{self._writes:x}")
+        self._objects[key] = stored
+        return stored.etag
+
+    def _found(self, key: str) -> StoredObject:
         try:
             return self._objects[check_key(key)]
         except KeyError:
@@ -60,7 +64,3 @@ class MemoryStore(ObjectStore):
 
 def _parents(key: str) -> list[str]:
     return [key[:place] for place, letter in enumerate(key) if letter == "/"]
-
-
-def _etag(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()[:32]

@@ -60,13 +60,14 @@ class PresignedPut:
 
 def make_client(place: S3Place) -> Any:
     """Return a boto3 client that sends each request once and checks the checksums of what it reads."""
+    in_path = place.path_style or "." in place.bucket  # no certificate is for a host's name with such a bucket
     config = Config(
         connect_timeout=place.connect_timeout_s,
         read_timeout=place.read_timeout_s,
         max_pool_connections=place.connections,
         retries={"mode": "standard", "total_max_attempts": 1},
         signature_version="s3v4",
-        s3={"addressing_style": "path" if place.path_style else "auto"},
+        s3={"addressing_style": "path" if in_path else "virtual"},
     )
     try:
         session = boto3.session.Session()
@@ -102,7 +103,10 @@ class S3Store(ObjectStore):
         return self._write(_Write(key, bytes(body) + write.bytes, metadata, {"IfMatch": f'"{etag}"'}, refusal))
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> StoredObject:
-        """Read an object or a range: one GET; a HEAD for nothing. S3's checksum is checked on whole objects only."""
+        """Read an object or a range: one GET, or a HEAD for no bytes.
+
+        S3's checksum is checked where it is of these bytes: on whole objects that went up in one piece.
+        """
         check_key(key)
         try:
             if end is not None and end <= start:

@@ -94,6 +94,13 @@ class WeightsLink(Message):
     sha256: Sha256
 
 
+class ControlLink(Message):
+    """Where the control of the base version is (see `aggregation: scaffold`), and the hash of the whole file."""
+
+    url: str
+    sha256: Sha256
+
+
 class UploadLink(Message):
     """Where the update goes, and what it may be."""
 
@@ -120,6 +127,9 @@ class AssignmentMessage(Message):
     program: ProgramLink
     weights: WeightsLink
     augmentation: ProgramLink | None = None
+    control: ControlLink | None = Field(
+        None, description="train with it, and upload the change of the device's own as a second tensor, `control`"
+    )
     local: LocalTraining
     upload: UploadLink
     deadline_s: float = Field(description="seconds from now")
@@ -193,6 +203,9 @@ class Quotas(Message):
     models: int = Field(1_000, ge=0, description="that are not archived")
     stored_bytes: int = Field(10**12, ge=0, description="of programs and counted updates")
     checkins_per_min: int = Field(600_000, ge=1, description="of all its devices, at each replica of the cloud")
+    upload_bytes_per_min: int = Field(
+        60 * 10**9, ge=1, description="of all updates, repeats and refused ones too, at each replica of the cloud"
+    )
 
 
 class CreateApp(Message):
@@ -261,6 +274,17 @@ class OpenRound(Message):
     )
 
 
+class EvaluationProgress(Message):
+    """How far the evaluation assignments of a version are. The counters reconcile as those of a round do.
+
+    What is out and not back is the owner's to know: of a model that nobody has called lately, only what was counted.
+    """
+
+    version: int
+    cohort: int = Field(description="how many devices the plan asks for")
+    counters: RoundCounters
+
+
 class ModelInfo(Message):
     """One model at this moment."""
 
@@ -275,7 +299,11 @@ class ModelInfo(Message):
     parameters: int | None
     open_round: OpenRound | None
     rounds_closed: int
-    last_metrics: Metrics | None
+    last_metrics: Metrics | None = Field(
+        description="of the version that the last round began with: on its cohort's held-out examples, and of "
+        "evaluation assignments; a device that did both counts twice"
+    )
+    evaluation: EvaluationProgress | None = Field(None, description="evaluation assignments, if the plan asks for any")
     plan: TrainingPlan
 
 
@@ -327,15 +355,20 @@ class VersionInfo(Message):
     committed_at: float
     updates: list[UpdateLine]
     restored_from: int | None = Field(None, description="the older version whose parameters it has, after a rollback")
+    control_sha256: Sha256 | None = Field(None, description="of the control that the aggregation rule carries")
 
 
 class VersionEvaluation(Message):
-    """What evaluation assignments found about a version. `metrics` is None before the first report."""
+    """What phones found about a version. Each of the three is None before the first report."""
 
     model: Name
     version: int
     classes: list[str]
-    metrics: Metrics | None
+    metrics: Metrics | None = Field(description="`cohort` and `assigned` together; a device in both counts twice")
+    cohort: Metrics | None = Field(
+        None, description="of devices that had it to train from, on examples held out there; of rounds that are over"
+    )
+    assigned: Metrics | None = Field(None, description="of devices with an evaluation assignment")
 
 
 class VersionsReply(Message):

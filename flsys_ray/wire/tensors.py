@@ -1,7 +1,8 @@
-"""Tensors on the wire: safetensors files with one flat float32 vector, checked before anything is computed with them.
+"""Tensors on the wire: safetensors files of flat float32 vectors, checked before anything is computed with them.
 
-An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`; a version is
-one tensor `parameters` [P]. Only float32 and only these names: what is not expected is refused by name.
+An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`, and for a
+rule that carries a control a second tensor `control` [P]; a version is one tensor `parameters` [P], a version's control
+one tensor `control` [P]. Only float32 and only these names: what is not expected is refused by name.
 """
 
 import json
@@ -9,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -21,52 +23,73 @@ ENVELOPE_BYTES = 4 * 1024
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def max_update_bytes(parameters: int) -> int:
-    """Return the most bytes that an update of P parameters may have on the wire."""
-    return 4 * parameters + ENVELOPE_BYTES
+def max_update_bytes(parameters: int, *, control: bool = False) -> int:
+    """Return the most bytes that an update of P parameters may have on the wire, with a control or without."""
+    return 4 * parameters * (2 if control else 1) + ENVELOPE_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedUpdate:
-    """A checked update: `delta` float32 [P], finite and within the limit."""
+    """A checked update: `delta` and (if it was asked for) `control` float32 [P], finite and within the limit."""
 
     delta: Vector
     num_examples: int
     loss: float
     num_steps: int = 1
+    control: Vector | None = None
 
 
-def encode_update(delta: Vector, num_examples: int, loss: float, num_steps: int = 1) -> bytes:
+def encode_update(
+    delta: Vector, num_examples: int, loss: float, num_steps: int = 1, *, control: Vector | None = None
+) -> bytes:
     """Return the bytes of an update, as a device uploads them."""
     metadata = {"num_examples": str(num_examples), "loss": repr(float(loss)), "num_steps": str(num_steps)}
-    return encode_vector("delta", delta, metadata)
+    return _encode({"delta": delta} | ({} if control is None else {"control": control}), metadata)
 
 
 def encode_vector(name: str, vector: Vector, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a safetensors file with one float32 vector. Same input, same bytes.
+    """Return a safetensors file with one float32 vector. Same input, same bytes."""
+    return _encode({name: vector}, metadata)
+
+
+def _encode(vectors: Mapping[str, Vector], metadata: Mapping[str, str] | None) -> bytes:
+    """Return a safetensors file with vectors in their order.
 
     The header is written here since the library writes metadata in an order that changes from call to call.
     """
-    tensor = np.ascontiguousarray(vector, dtype="<f4")
-    entry = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
-    header = ({"__metadata__": dict(sorted(metadata.items()))} if metadata else {}) | {name: entry}
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    data = b""
+    for name, vector in vectors.items():
+        tensor = np.ascontiguousarray(vector, dtype="<f4")
+        offsets = [len(data), len(data) + tensor.nbytes]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        data += tensor.tobytes()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + tensor.tobytes()
+    return struct.pack("<Q", len(text)) + text + data
 
 
-def decode_update(body: bytes, layout: Layout, max_abs: float) -> DecodedUpdate:
-    """Return the update in `body`.
+def decode_update(body: bytes, layout: Layout, max_abs: float, *, control: bool = False) -> DecodedUpdate:
+    """Return the update in `body`. `control`: whether its second tensor is asked for.
 
     Raises:
         UpdateUnusable: not safetensors, another name, dtype or length, a value that is not finite or above `max_abs`
-            (naming the leaf that holds it), or metadata that is missing or makes no sense.
+            (naming the leaf that holds it), metadata that is missing or makes no sense, a control that is missing or
+            not asked for.
     """
-    delta = decode_vector(body, "delta", layout.size)
-    _check_values(delta, layout, max_abs)
+    names = ("delta", "control") if control else ("delta",)
+    vectors = _decode(body, names, layout.size)
+    _check_values(vectors["delta"], layout, max_abs, "")
+    if control:
+        _check_values(vectors["control"], layout, max_abs, "control of ")
     metadata = _metadata(body)
-    steps = _positive_int(metadata, "num_steps") if "num_steps" in metadata else 1
-    return DecodedUpdate(delta, _positive_int(metadata, "num_examples"), _finite_float32(metadata, "loss"), steps)
+    return DecodedUpdate(
+        vectors["delta"],
+        _positive_int(metadata, "num_examples"),
+        _finite_float32(metadata, "loss"),
+        _positive_int(metadata, "num_steps") if "num_steps" in metadata else 1,
+        vectors.get("control"),
+    )
 
 
 def data_offset(head: bytes) -> int:
@@ -76,15 +99,23 @@ def data_offset(head: bytes) -> int:
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:
     """Return the one float32 vector `name` [size] in a safetensors file (a read-only view). Raises `UpdateUnusable`."""
+    return _decode(body, (name,), size)[name]
+
+
+def _decode(body: bytes, names: tuple[str, ...], size: int) -> dict[str, Vector]:
     _header(body)
     try:
         tensors = safetensors.deserialize(body)  # type: ignore[no-untyped-call] # Rust, without stubs
     except (safetensors.SafetensorError, OverflowError, ValueError) as error:
         raise UpdateUnusable(f"not a safetensors file: {error}") from error
-    if [found for found, _ in tensors] != [name]:
+    if sorted(found for found, _ in tensors) != sorted(names):
         found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
-        raise UpdateUnusable(f"expected exactly one tensor {name!r}, found {found}")
-    entry = tensors[0][1]
+        wanted = "exactly one tensor" if len(names) == 1 else "the tensors"
+        raise UpdateUnusable(f"expected {wanted} {' and '.join(map(repr, names))}, found {found}")
+    return {name: _vector(name, entry, size) for name, entry in tensors}
+
+
+def _vector(name: str, entry: Mapping[str, Any], size: int) -> Vector:
     if entry["dtype"] != "F32":
         raise UpdateUnusable(f"{name!r} has dtype {entry['dtype']}, expected F32")
     if entry["shape"] != [size]:
@@ -94,7 +125,7 @@ def decode_vector(body: bytes, name: str, size: int) -> Vector:
     return vector
 
 
-def _check_values(delta: Vector, layout: Layout, max_abs: float) -> None:
+def _check_values(delta: Vector, layout: Layout, max_abs: float, what: str) -> None:
     # min and max carry NaN through: two passes say everything in the ordinary case.
     low, high = float(delta.min(initial=0.0)), float(delta.max(initial=0.0))
     if -max_abs <= low and high <= max_abs:
@@ -102,8 +133,8 @@ def _check_values(delta: Vector, layout: Layout, max_abs: float) -> None:
     bad = int(np.flatnonzero(~(np.abs(delta) <= max_abs))[0])
     leaf = layout.leaf_at(bad)
     value = float(delta[bad])
-    what = f"larger than the plan's limit {max_abs:g}" if math.isfinite(value) else "not finite"
-    raise UpdateUnusable(f"{leaf.name!r} holds {value} at its element {bad - leaf.offset}: {what}")
+    why = f"larger than the plan's limit {max_abs:g}" if math.isfinite(value) else "not finite"
+    raise UpdateUnusable(f"{what}{leaf.name!r} holds {value} at its element {bad - leaf.offset}: {why}")
 
 
 def _header(body: bytes) -> dict[str, object]:

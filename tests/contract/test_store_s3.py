@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.client
 import logging
+import random
 import subprocess
 import sys
 from urllib.parse import parse_qs, urlsplit
@@ -202,6 +203,7 @@ def test_the_time_of_all_tries_is_bounded(server, client):
 
 
 def test_pauses_are_drawn_below_a_bound_that_doubles(server, new_store):
+    random.seed(0)
     store, pauses = new_store(), []
     store._pause = pauses.append
     for _ in range(40):
@@ -318,6 +320,19 @@ def test_a_signed_address_says_what_it_binds_and_for_how_long(new_store):
         query["X-Amz-SignedHeaders"][0].split(";")
     )
     assert SECRET not in str(query)
+
+
+def test_a_signed_address_is_of_the_buckets_own_region(monkeypatch):
+    """Amazon's global address redirects, and a redirected signature does not match."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    hosts = {
+        "bucket": "bucket.s3.eu-west-1.amazonaws.com",
+        "my.bucket": "s3.eu-west-1.amazonaws.com",
+    }
+    for bucket, host in hosts.items():
+        signed = S3Store(parse_place(f"s3://{bucket}/p?region=eu-west-1")).presigned_put("k", 1, 60)
+        assert urlsplit(signed.url).netloc == host
 
 
 @pytest.mark.parametrize(("key", "size", "expires_s"), [("../k", 1, 60), ("k", -1, 60), ("k", 1, 0), ("k", 1, 1e9)])

@@ -29,18 +29,22 @@ PERMISSIONS = {
     "delete_objects": "s3:DeleteObject",
     "copy_object": "s3:PutObject",
 }
-# EC2 has no resources to name for these: "Actions, resources, and condition keys for Amazon EC2", Service Authorization.
+# EC2 has no resources to name for these: "Actions, resources, and condition keys for Amazon EC2", AWS.
 NO_RESOURCE = {"ec2:DescribeInstances", "ec2:DescribeInstanceTypes", "ec2:DescribeImages"}
 
 
 def operations() -> set[str]:
     """Return the operations of S3 that the store's source names, as attributes or as words."""
-    client = get_session().create_client("s3", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    client = get_session().create_client(
+        "s3", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
     known = set(client.meta.method_to_api_mapping)
     found = set()
     for file in (ROOT / "flsys_ray/storage").glob("s3*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            word = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
+            word = (
+                node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
+            )
             if word in known:
                 found.add(str(word))
     return found
@@ -53,7 +57,9 @@ def listed(value: Any) -> list[Any]:
 def store_flaws(text: str) -> list[str]:
     """Return where the store's policy allows other than what the store does to what its URI names."""
     policy = json.loads(text)
-    place = parse_place(yaml.safe_load((ROOT / "deploy/aws/serve.yaml").read_text())["applications"][0]["args"]["store"])
+    place = parse_place(
+        yaml.safe_load((ROOT / "deploy/aws/serve.yaml").read_text())["applications"][0]["args"]["store"]
+    )
     needed = {PERMISSIONS[operation] for operation in operations()}
     allowed = {action for statement in policy["Statement"] for action in listed(statement["Action"])}
     found = [f"action {action}" for action in needed ^ allowed]
@@ -79,9 +85,15 @@ def head_flaws(text: str) -> list[str]:
         for resource in listed(statement["Resource"]):
             if resource == "*" and not actions <= NO_RESOURCE:
                 found.append(f"resource of {statement['Sid']}")
-            if resource != "*" and not re.fullmatch(r"arn:aws:(ec2:us-east-1|ssm:us-east-1|iam:):(123456789012)?:\S+", resource):
+            if resource != "*" and not re.fullmatch(
+                r"arn:aws:(ec2:us-east-1|ssm:us-east-1|iam:):(123456789012)?:\S+", resource
+            ):
                 found.append(resource)
-        if not actions <= NO_RESOURCE | {"ssm:GetParameters"} and statement["Sid"] != "WithWhatTheyNeed" and not conditions:
+        if (
+            not actions <= NO_RESOURCE | {"ssm:GetParameters"}
+            and statement["Sid"] != "WithWhatTheyNeed"
+            and not conditions
+        ):
             found.append(f"no condition in {statement['Sid']}")
     return found
 

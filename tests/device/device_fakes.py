@@ -25,6 +25,7 @@ from flsys_ray.wire.schemas import (
     AssignmentMessage,
     CheckInReply,
     CheckInRequest,
+    ControlLink,
     EnrolReply,
     EnrolRequest,
     EvaluationReply,
@@ -73,8 +74,10 @@ class SoftmaxProgram:
         proximal_mu=0.0,
         max_steps=None,
         should_stop=lambda: False,
+        correction=None,
     ):
         current, losses, steps = parameters.copy(), [], 0
+        correction = np.zeros_like(parameters) if correction is None else correction
         for _ in range(epochs):
             for rows in np.array_split(rng.permutation(len(y)), max(1, len(y) // BATCH)):
                 if steps == max_steps:
@@ -86,7 +89,7 @@ class SoftmaxProgram:
                 scores = self.infer(current, x[rows])
                 losses.append(float(-np.log(scores[np.arange(len(rows)), y[rows]] + 1e-9).mean()))
                 error = (scores - np.eye(3, dtype=np.float32)[y[rows]]) / len(rows)
-                gradient = np.concatenate([(inputs.T @ error).ravel(), error.sum(0)])
+                gradient = np.concatenate([(inputs.T @ error).ravel(), error.sum(0)]) + correction
                 current = (current - learning_rate * gradient).astype(np.float32)
                 steps += 1
         return Trained(current, float(np.mean(losses)), steps, completed=True)
@@ -112,6 +115,7 @@ class FakeModel:
     local: LocalTraining = field(default_factory=lambda: LocalTraining(epochs=2, learning_rate=0.01))
     program: bytes = b""
     versions: list[bytes] = field(default_factory=list)
+    controls: list[bytes] = field(default_factory=list)  # one a version, for a model that has them
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -123,6 +127,10 @@ class FakeModel:
     @property
     def version(self) -> int:
         return len(self.versions) - 1
+
+    def counted_controls(self) -> list[np.ndarray]:
+        """Return the changes of controls that were counted."""
+        return [load(entry.bodies[0])["control"] for entry in self.assignments.values() if entry.state == "counted"]
 
     def outcomes(self) -> list[str]:
         return [entry.state for entry in self.assignments.values()]
@@ -170,6 +178,9 @@ class FakeCloud:
             return self._file(request, self.models[match[1]].program, {})
         if match := re.fullmatch(r"GET /v1/models/([^/]+)/versions/(\d+|latest)", route):
             return self._version(request, match[1], match[2])
+        if match := re.fullmatch(r"GET /v1/models/([^/]+)/control/([0-9a-f]{64})", route):
+            found = [control for control in self.models[match[1]].controls if sha(control) == match[2]]
+            return self._file(request, found[0], {}) if found else problem(404, "not-found", "no such control")
         if match := re.fullmatch(r"(PUT|DELETE) /v1/assignments/([^/]+)(/update|/evaluation|)", route):
             return self._assignment(device, match[2], match[1] + match[3], request)
         return problem(404, "not-found", f"no such route: {route}")
@@ -214,6 +225,7 @@ class FakeCloud:
         if entry.state != "pending" or now >= entry.deadline:
             return None
         weights, base = model.versions[-1], f"/v1/models/{model.name}"
+        control = sha(model.controls[-1]) if model.controls else None
         return AssignmentMessage(
             assignment_id=key,
             token=f"assignment-token-{key}",
@@ -222,6 +234,7 @@ class FakeCloud:
             version=model.version,
             program=ProgramLink(url=f"{base}/program/{sha(model.program)}", sha256=sha(model.program)),
             weights=WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights)),
+            control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control else None,
             local=model.local,
             upload=UploadLink(url=f"/v1/assignments/{key}/update", max_bytes=100_000),
             deadline_s=entry.deadline - now,
@@ -278,6 +291,10 @@ class FakeCloud:
             deltas = [load(e.bodies[0])["delta"] for e in counted[-model.cohort :]]
             base = load(model.versions[-1])["parameters"]
             model.versions.append(encode_vector("parameters", base + np.mean(deltas, axis=0)))
+            if model.controls:
+                changes = [load(e.bodies[0])["control"] for e in counted[-model.cohort :]]
+                control = load(model.controls[-1])["control"] + np.mean(changes, axis=0)
+                model.controls.append(encode_vector("control", control))
             model.round += 1
         return answer(UpdateReply(duplicate=False))
 

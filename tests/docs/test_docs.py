@@ -58,8 +58,11 @@ def test_the_picture_is_drawn_from_the_saved_figures() -> None:
     printed = (ROOT / "docs/pictures/demo.txt").read_text()
     assert (ROOT / "docs/pictures/demo.svg").read_text().startswith("<?xml")
     report = json.loads((ROOT / "docs/pictures/demo.json").read_text())
-    last = report["versions"][-1]
-    assert f"har-wild v{last['version']}: accuracy {last['accuracy']:.3f}" in printed, "text and JSON of two runs"
+    assert len(report["models"]) == 2
+    for model in report["models"]:
+        first, last = model["versions"][0], model["versions"][-1]
+        shown = f"{first['macro_f1']:.3f} -> {last['macro_f1']:.3f}"
+        assert re.search(rf"^\W*{model['model']} .*{re.escape(shown)}", printed, re.MULTILINE), "two runs"
     assert f"{report['updates']} updates of {report['phones']} phones" in printed
 
 

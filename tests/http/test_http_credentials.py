@@ -60,7 +60,11 @@ APP = [
     ("POST", "/v1/models/tiny/pause", None),
 ]
 DEVICE = [("POST", "/v1/checkins", {"models": [{"model": "tiny", "examples": 5}]})]
-READER = [("GET", "/v1/models/tiny/versions/0", None), ("GET", f"/v1/models/tiny/program/{'0' * 64}", None)]
+READER = [
+    ("GET", "/v1/models/tiny/versions/0", None),
+    ("GET", f"/v1/models/tiny/program/{'0' * 64}", None),
+    ("GET", f"/v1/models/tiny/control/{'0' * 64}", None),
+]
 ID = "00000000-" + "0" * 20
 WORK = [
     ("PUT", f"/v1/assignments/{ID}/update", None),

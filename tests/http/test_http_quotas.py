@@ -1,8 +1,10 @@
 """What one app may use: models, bytes, check-ins. Beyond it: 429 and `Retry-After`, and no other app feels it."""
 
+from collections.abc import Iterator
+
 import httpx2
 import pytest
-from cloud_world import OPERATOR_KEY, PAIR, World, bearer, problem
+from cloud_world import OPERATOR_KEY, PAIR, World, bearer, exchange, problem
 
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import QuotaExceeded
@@ -137,6 +139,62 @@ def test_check_ins_beyond_the_quota_come_back_later(world: World):
     assert [check_in(world, one).status_code for _ in range(2)] == [200, 200]
     world.clock.advance(3600)  # no more than a minute's are saved up
     assert [check_in(world, one).status_code for _ in range(61)] == [200] * 60 + [429]
+
+
+# Uploads ---------------------------------------------------------------------------------------------------------
+
+
+def test_uploads_beyond_the_quota_come_back_later_and_count_then(world: World):
+    """A fifth of an update a second: one that overdraws the share is taken, the next one waits, and none is lost."""
+    size = len(world.body())
+    key, other = limited(world, upload_bytes_per_min=12 * size), world.app("other")
+    world.training(key, plan=PAIR | {"pacing": {"cohort": 20, "quorum": 1, "deadline_s": 600}})
+    world.training(other)
+    tokens = [world.device(key, f"d-{number}") for number in range(14)]
+    works = [world.work(token) for token in tokens]
+    for token, work in list(zip(tokens, works, strict=True))[:12]:
+        assert world.upload(token, work).status_code == 200
+    waits = (tokens[12], works[12])
+    assert f"{12 * size} bytes a minute" in exceeded(world.upload(*waits), retry_after="1")
+    exceeded(check_in(world, world.device(key, "late")), retry_after="1")
+    stranger = world.device(other, "three")
+    assert world.upload(stranger, world.work(stranger)).status_code == 200
+    assert world.info(key)["open_round"]["counters"]["counted"] == 12
+
+    world.clock.advance(1)
+    assert world.upload(*waits).json() == {"status": "counted", "duplicate": False}
+    exceeded(world.upload(*waits), retry_after="5")  # four fifths of an update and a byte: a little more than 4 s
+    world.clock.advance(4.1)
+    assert world.upload(tokens[13], works[13]).status_code == 200
+    assert world.info(key)["open_round"]["counters"]["counted"] == 14
+
+
+def test_repeats_and_unusable_updates_use_the_share_up_too(world: World):
+    size = len(world.body())
+    key = limited(world, upload_bytes_per_min=3 * size)
+    world.training(key)
+    token = world.device(key, "one")
+    work = world.work(token)
+    assert world.upload(token, work, b"x" * size).status_code == 422
+    assert [world.upload(token, work).status_code for _ in range(3)] == [200, 200, 429]
+    limited(world, upload_bytes_per_min=100 * size)
+    world.clock.advance(1)
+    assert world.upload(token, work).json()["duplicate"]
+
+
+def test_a_refused_upload_is_not_read(world: World):
+    key = limited(world, upload_bytes_per_min=1)
+    world.training(key)
+    one, two = world.device(key, "one"), world.device(key, "two")
+    first, second = world.work(one), world.work(two)
+    assert world.upload(one, first).status_code == 200
+
+    def body() -> Iterator[bytes]:
+        raise AssertionError("it was read")
+        yield b""
+
+    status, _ = exchange(world, "PUT", second["upload"]["url"], bearer(two, second["token"]), body())
+    assert status == 429
 
 
 # Clients ---------------------------------------------------------------------------------------------------------

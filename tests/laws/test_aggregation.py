@@ -39,7 +39,8 @@ def cohorts(draw, smallest=1, max_weight=MAX_WEIGHT):
     vectors = st.lists(st.lists(values, min_size=size, max_size=size), min_size=smallest, max_size=smallest + MORE)
     deltas = [read_only(vector) for vector in draw(vectors)]
     keys = draw(st.permutations([f"{number:02d}" for number in range(len(deltas))]))
-    rest = st.tuples(st.integers(1, max_weight), st.floats(-1e3, 1e6), st.integers(1, 10**6))
+    controls = st.lists(values, min_size=size, max_size=size).map(read_only)
+    rest = st.tuples(st.integers(1, max_weight), st.floats(-1e3, 1e6), st.integers(1, 10**6), controls)
     return [Contribution(key, delta, *draw(rest)) for key, delta in zip(keys, deltas, strict=True)]
 
 
@@ -55,7 +56,10 @@ def read_only(vector):
 
 
 def cohort_of(*pairs):
-    return [Contribution(f"{n:02d}", read_only(vector), weight) for n, (vector, weight) in enumerate(pairs)]
+    return [
+        Contribution(f"{n:02d}", read_only(vector), weight, control=read_only(vector))
+        for n, (vector, weight) in enumerate(pairs)
+    ]
 
 
 def fold(rule, cohort, size):
@@ -73,7 +77,17 @@ def reader(cohort):
 
 
 def result(rule, cohort):
-    return rule.finish(fold(rule, cohort, len(cohort[0].delta)), reader(cohort))
+    return outcome(rule, fold(rule, cohort, len(cohort[0].delta)), reader(cohort))
+
+
+def outcome(rule, state, updates):
+    """Return all that a version gets of a cohort: the delta, and behind it the next control of a rule that has one."""
+    delta = rule.finish(state, updates)
+    if not rule.carries_control:
+        return delta
+    control = rule.next_control(state, read_only([0.25] * len(delta)))
+    assert (control.dtype, control.shape) == (np.float32, delta.shape)
+    return np.concatenate([delta, control.astype(np.float64)])
 
 
 def same_bits(left, right):
@@ -93,8 +107,8 @@ def test_merge_agrees_with_add(rule, data):
     size = len(cohort[0].delta)
     left, right = fold(rule, cohort[:cut], size), fold(rule, cohort[cut:], size)
     expected = result(rule, cohort)
-    assert same_bits(rule.finish(rule.merge(left, right), reader(cohort)), expected)
-    assert same_bits(rule.finish(rule.merge(right, left), reader(cohort)), expected)
+    assert same_bits(outcome(rule, rule.merge(left, right), reader(cohort)), expected)
+    assert same_bits(outcome(rule, rule.merge(right, left), reader(cohort)), expected)
 
 
 @every_rule
@@ -105,7 +119,7 @@ def test_merge_is_associative(rule, data):
     one, two, rest = (fold(rule, part, len(cohort[0].delta)) for part in (cohort[:1], cohort[1:2], cohort[2:]))
     left = rule.merge(rule.merge(one, two), rest)
     right = rule.merge(one, rule.merge(two, rest))
-    assert same_bits(rule.finish(left, reader(cohort)), rule.finish(right, reader(cohort)))
+    assert same_bits(outcome(rule, left, reader(cohort)), outcome(rule, right, reader(cohort)))
 
 
 @every_rule
@@ -135,7 +149,7 @@ def test_finite_in_finite_out(rule, data):
     cohort = data.draw(enough(rule))
     out = result(rule, cohort)
     assert out.dtype == np.float64
-    assert out.shape == cohort[0].delta.shape
+    assert out.size == cohort[0].delta.size * (2 if rule.carries_control else 1)
     assert np.isfinite(out).all()
 
 
@@ -153,19 +167,26 @@ def test_weighted_mean_stays_within_the_range_of_its_inputs(cohort):
 @given(data=st.data())
 def test_inputs_and_states_are_not_changed(rule, data):
     cohort = data.draw(enough(rule))
-    before = [(c.delta.tobytes(), c.weight) for c in cohort]
+    before = [(c.delta.tobytes(), c.control.tobytes(), c.weight) for c in cohort]
     updates = reader(cohort)
     states = [rule.init(SCALE, len(cohort[0].delta))]
     results = []
     for contribution in cohort:
         states.append(rule.add(states[-1], contribution))  # a write into a delta raises: they are read-only
         if len(states) > rule.min_updates:
-            results.append(rule.finish(states[-1], updates))
+            results.append(outcome(rule, states[-1], updates))
     merged = rule.merge(states[-1], states[0])
     rule.finish(merged, updates)[:] = 0.0
-    assert [(c.delta.tobytes(), c.weight) for c in cohort] == before
+    outcome(rule, merged, updates)[:] = 0.0
+    assert [(c.delta.tobytes(), c.control.tobytes(), c.weight) for c in cohort] == before
     for state, earlier in zip(states[rule.min_updates :], results, strict=True):
-        assert same_bits(rule.finish(state, updates), earlier)
+        assert same_bits(outcome(rule, state, updates), earlier)
+
+
+@every_rule
+def test_a_rule_that_carries_a_control_is_a_fold(rule):
+    """A reader of updates knows where the one vector of a file lies, and not where two do."""
+    assert not (rule.carries_control and rule.reads_updates)
 
 
 @every_rule

@@ -51,6 +51,13 @@ def delta_of(step: Step, size: int) -> tuple[np.ndarray, int, float]:
     return rng.normal(0, 0.3, size).astype(np.float32), int(rng.integers(1, 400)), float(rng.uniform(0, 3))
 
 
+def control_of(step: Step, size: int, plan: TrainingPlan) -> np.ndarray | None:
+    """Return the change of a control that a step's update has, float32 [size], if the plan's rule asks for one."""
+    if not plan.aggregation.carries_control:
+        return None
+    return np.random.default_rng(step.seed + 1).normal(0, 3, size).astype(np.float32)
+
+
 class Driver(Protocol):
     """A model that trains, seen through one layer. `play` says what a device is told, in words that all share."""
 
@@ -58,7 +65,7 @@ class Driver(Protocol):
         """Do one step."""
 
     def versions(self) -> list[bytes]:
-        """Return the bits of every committed version's parameters, 0 first."""
+        """Return the bits of every committed version's parameters, and of its control if it has one, 0 first."""
 
 
 def fixed_store() -> ObjectStore:
@@ -82,10 +89,11 @@ class BareDriver:
 
     def __init__(self, program: bytes, plan: TrainingPlan) -> None:
         base = initial_version(program, plan.seed)
+        self._plan = plan
         start = Version(0, base.parameters, plan.server_optimizer.init(base.parameters.size))
         layout = read_manifest(program).to_layout()
         self._coordinator = Coordinator(MODEL, layout, plan, start, round_=0, opened_at=START)
-        self._committed = [start.parameters.tobytes()]
+        self._committed = [_bits(self._coordinator.version)]
         self._works: dict[str, Assignment] = {}
         self._ever_counted: set[str] = set()
         self._now = START
@@ -103,7 +111,7 @@ class BareDriver:
     def _tick(self) -> None:
         while (summary := self._coordinator.tick(self._now)) is not None:
             if summary.commit is not None:
-                self._committed.append(summary.commit.version.parameters.tobytes())
+                self._committed.append(_bits(summary.commit.version))
                 self._ever_counted.update(ref.assignment_id for ref in summary.commit.updates)
 
     def _play(self, step: Step) -> str:
@@ -119,7 +127,8 @@ class BareDriver:
         if step.verb == "give_back":
             returned = self._coordinator.give_back(work, self._now)
             return "conflict" if isinstance(returned, Rejected) and returned.reason == "already-contributed" else "back"
-        update = Update(work, *delta_of(step, self._coordinator.layout.size))
+        size = self._coordinator.layout.size
+        update = Update(work, *delta_of(step, size), control=control_of(step, size, self._plan))
         counted = self._coordinator.submit(update, self._now)
         if isinstance(counted, Counted):
             return "duplicate" if counted.duplicate else "counted"
@@ -139,7 +148,7 @@ class HostsDriver:
 
     def open(self, program: bytes, plan: TrainingPlan) -> "HostsDriver":
         """Have the model train."""
-        self.cloud = Cloud(self.store, self.hosts, self.clock)
+        self.cloud, self.plan = Cloud(self.store, self.hosts, self.clock), plan
         self.size = read_manifest(program).parameters
         self.runner.run(self.cloud.put_model(APP, NAME, plan))
         self.runner.run(self.cloud.put_program(APP, NAME, program))
@@ -157,7 +166,9 @@ class HostsDriver:
         numbers = self.cloud.versions(APP, NAME).versions
         infos = [self.runner.run(self.cloud.version(APP, NAME, number)) for number in numbers]
         bodies = [self.store.get(places.weights(MODEL, info.weights_sha256)).body for info in infos]
-        return [decode_vector(body, "parameters", self.size).tobytes() for body in bodies]
+        hashes = [info.control_sha256 for info in infos]
+        controls = [self.store.get(places.control(MODEL, found)).body if found else None for found in hashes]
+        return _decoded(bodies, controls, self.size)
 
     async def _play(self, step: Step) -> str:
         device = Device(device_id(step.device), APP)
@@ -175,7 +186,8 @@ class HostsDriver:
             if step.verb == "give_back":
                 await self.cloud.give_back(ticket)
                 return "back"
-            reply = await self.cloud.updates.take_in(ticket, encode_update(*delta_of(step, self.size)))
+            control = control_of(step, self.size, self.plan)
+            reply = await self.cloud.updates.take_in(ticket, encode_update(*delta_of(step, self.size), control=control))
             return "duplicate" if reply.duplicate else "counted"
         except Late:
             return "late"
@@ -192,7 +204,7 @@ class HttpDriver:
 
     def open(self, plan: TrainingPlan) -> "HttpDriver":
         """Have the model train."""
-        self.key = self.world.app(APP)
+        self.key, self.plan = self.world.app(APP), plan
         self.world.training(self.key, NAME, plan.model_dump(mode="json"))
         return self
 
@@ -212,13 +224,28 @@ class HttpDriver:
         work = self.works[step.device]
         if step.verb == "give_back":
             return _said(self.world.give_back(token, work))
-        return _said(self.world.upload(token, work, encode_update(*delta_of(step, self.world.size))))
+        size = self.world.size
+        body = encode_update(*delta_of(step, size), control=control_of(step, size, self.plan))
+        return _said(self.world.upload(token, work, body))
 
     def versions(self) -> list[bytes]:
         base = f"/v1/models/{NAME}/versions"
         numbers = self.world.http.get(base, headers=bearer(self.key)).json()["versions"]
         bodies = [self.world.http.get(f"{base}/{number}", headers=bearer(self.key)).content for number in numbers]
-        return [decode_vector(body, "parameters", self.world.size).tobytes() for body in bodies]
+        hashes = [self.world.manifest(self.key, number, NAME)["control_sha256"] for number in numbers]
+        paths = [f"/v1/models/{NAME}/control/{found}" if found else None for found in hashes]
+        controls = [self.world.http.get(path, headers=bearer(self.key)).content if path else None for path in paths]
+        return _decoded(bodies, controls, self.world.size)
+
+
+def _bits(version: Version) -> bytes:
+    return version.parameters.tobytes() + (b"" if version.control is None else version.control.tobytes())
+
+
+def _decoded(bodies: list[bytes], controls: list[bytes | None], size: int) -> list[bytes]:
+    parameters = [decode_vector(body, "parameters", size).tobytes() for body in bodies]
+    rest = [b"" if body is None else decode_vector(body, "control", size).tobytes() for body in controls]
+    return [one + other for one, other in zip(parameters, rest, strict=True)]
 
 
 def _said(reply: httpx2.Response) -> str:

@@ -12,6 +12,7 @@ RULES = {
     "distances": {"name": "multi_krum", "f": 0},
     "iterations": {"name": "geometric_median", "iterations": 3},
     "losses": "q_fedavg",
+    "a control": {"name": "scaffold", "devices": 8},
     "a wrapped fold": {"name": "clipping", "norm": 0.5},
     "wrapped and read": {"name": "zeroing", "norm": 3.0, "inner": {"name": "clipping", "inner": "coordinate_median"}},
 }

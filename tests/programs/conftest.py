@@ -35,3 +35,14 @@ def small() -> CompiledProgram:
 @pytest.fixture(scope="session")
 def small_program(small: CompiledProgram) -> Program:
     return Program.load(small.data)
+
+
+@pytest.fixture(scope="session")
+def small_sgd() -> Program:
+    """A program without layers that have state, and with plain SGD: 12 x 3 in, three classes, batches of 8."""
+    import keras
+
+    import flsys_ray
+
+    layers = [keras.Input((12, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax", name="scores")]
+    return Program.load(flsys_ray.compile(keras.Sequential(layers), classes=SMALL_CLASSES, batch_size=8).data)

@@ -216,3 +216,26 @@ def test_a_phone_loads_no_tensorflow(small: CompiledProgram, tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_correction_is_added_to_the_gradient_of_each_step(small_sgd: Program) -> None:
+    """Plain SGD is linear in its gradient: each step ends `learning_rate * correction` further back."""
+    x, y = _examples(11)
+    start = small_sgd.init(0)
+    correction = np.random.default_rng(2).normal(0, 1, start.size).astype(np.float32)
+    current, order = start, _rng().permutation(11)
+    for rows, real in ((order[:8], 8), (np.concatenate([order[8:], order[:5]]), 3)):
+        batch = Batch(x[rows], y[rows], (np.arange(8) < real).astype(np.float32))
+        slots = small_sgd.fresh_slots()
+        current = small_sgd.train_step(current, batch, learning_rate=0.1, anchor=start, slots=slots).parameters
+        current = current - np.float32(0.1) * correction
+    trained = small_sgd.train(start, x, y, epochs=1, learning_rate=0.1, rng=_rng(), correction=correction)
+    assert np.array_equal(trained.parameters, current)
+    plain = small_sgd.train(start, x, y, epochs=1, learning_rate=0.1, rng=_rng())
+    assert not np.array_equal(trained.parameters, plain.parameters)
+
+
+def test_a_stateful_local_optimizer_is_not_corrected(small_program: Program) -> None:
+    start = small_program.init(0)
+    with pytest.raises(InvalidInput, match="has a state, only SGD is corrected"):
+        small_program.train(start, *_examples(8), epochs=1, learning_rate=0.1, rng=_rng(), correction=start)

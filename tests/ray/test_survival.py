@@ -15,8 +15,9 @@ from actors.hosts import NAMESPACE, actor_name
 from flsys_ray.cloud.journal import Journal
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.developer import DeveloperClient
+from flsys_ray.errors import TryLater
 from flsys_ray.storage.local import LocalStore
-from flsys_ray.wire.schemas import AssignmentMessage
+from flsys_ray.wire.schemas import AssignmentMessage, ModelInfo
 from flsys_ray.wire.tensors import encode_update
 
 KILLS = 5
@@ -92,7 +93,7 @@ def test_no_counted_update_is_lost_or_doubled_when_the_actor_is_killed(up: Up, p
         for phone in phones:
             phone.join(120)
             assert not phone.is_alive()
-        open_round = developer.info("survivor").open_round
+        open_round = _info(developer).open_round
 
     assert len(set(pids)) == KILLS, "each kill must hit a process that Ray started anew"
     assert open_round is not None
@@ -107,6 +108,18 @@ def test_no_counted_update_is_lost_or_doubled_when_the_actor_is_killed(up: Up, p
     in_open_round = [a for a, round_ in ledger.counted.items() if round_ == open_round.round]
     assert open_round.counters.counted >= len(in_open_round)
     assert len(ledger.counted) > KILLS * 3, "the phones hardly uploaded: the test shows nothing"
+
+
+def _info(developer: DeveloperClient) -> ModelInfo:
+    """Look at the model, however long its actor takes to come back after the last kill: "try later" is an answer."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return developer.info("survivor")
+        except TryLater as error:
+            if time.monotonic() > end:
+                raise
+            threading.Event().wait(min(1.0, error.retry_after_s))
 
 
 def _kill_in_mid_round(ledger: Ledger) -> int:

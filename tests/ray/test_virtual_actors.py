@@ -5,9 +5,11 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
+import numpy as np
 import ray
 from ray.util import list_named_actors
-from ray_cloud import OPERATOR_KEY, Up
+from ray_cloud import OPERATOR_KEY, PARAMETERS, Up
 
 from actors.hosts import NAMESPACE, RayHosts
 from flsys_ray.cloud import places
@@ -19,7 +21,10 @@ from flsys_ray.core.types import GivenBack
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.uri import open_store
+from flsys_ray.wire.tensors import encode_update
 
+EXAMPLE = [[0.1, -0.2, 0.3, 0.4]]
+ALONE = {"pacing": {"name": "rounds", "cohort": 1, "deadline_s": 600}, "selection": "first_come"}
 PLAN = {"pacing": {"name": "rounds", "cohort": 3, "quorum": 1, "deadline_s": 2}, "selection": "first_come"}
 
 
@@ -69,6 +74,51 @@ def test_thirty_drafts_start_no_process(up: Up, program: bytes) -> None:
         assert {info.model for info in developer.models()} == names
         assert developer.rounds("draft-00") == []
     assert not {f"drafts/{name}" for name in names} & with_actors()
+
+
+def test_promoting_and_going_back_on_a_cluster(up: Up, program: bytes) -> None:
+    """Through HTTP: inference with the promoted version, an older version again under a new number, and training on."""
+    with DeveloperClient(up.url, OPERATOR_KEY) as operator:
+        key = operator.create_app("versions").key
+    with DeveloperClient(up.url, key) as developer, httpx2.Client(base_url=up.url, timeout=60) as http:
+        developer.put_model("moving", parse_plan(ALONE))
+        developer.put_program("moving", program)
+        developer.act("moving", "start")
+        for number in range(3):
+            train(http, key, f"one-{number}", 0.5)
+        scores = [developer.infer("moving", EXAMPLE, number).scores for number in range(4)]
+        assert len({str(each) for each in scores}) == 4
+        assert developer.promote("moving", 1).serving == 1
+        assert served(developer) == (1, scores[1])
+
+        back = developer.rollback("moving", 2)
+        assert (back.version, back.serving, back.state) == (4, 1, "training")
+        assert developer.manifest("moving", 4).restored_from == 2
+        assert developer.infer("moving", EXAMPLE, 4).scores == scores[2]
+        train(http, key, "two", 0.5)
+        assert developer.info("moving").version == 5
+        assert developer.infer("moving", EXAMPLE, 5).scores == scores[3], "training goes on from version 2"
+        assert served(developer) == (1, scores[1])
+        assert developer.promote("moving", None).serving == 5
+        assert served(developer) == (5, scores[3])
+
+
+def served(developer: DeveloperClient) -> tuple[int, list[list[float]]]:
+    reply = developer.infer("moving", EXAMPLE)
+    return reply.version, reply.scores
+
+
+def train(http: httpx2.Client, key: str, device: str, value: float) -> None:
+    """Have a new device send the same update as all others: from minus `value` to `value` over the parameters."""
+    own = {"Authorization": f"Bearer {key}"}
+    enrolled = http.post("/v1/devices", json={"installation_id": f"device-{device}"}, headers=own).json()
+    headers = {"Authorization": f"Bearer {enrolled['token']}"}
+    body = {"models": [{"model": "moving", "examples": 5}]}
+    [work] = http.post("/v1/checkins", json=body, headers=headers).json()["assignments"]
+    delta = np.linspace(-value, value, PARAMETERS, dtype=np.float32)
+    update = encode_update(delta, 5, 0.5)
+    sent = http.put(work["upload"]["url"], content=update, headers=headers | {"Flsys-Assignment": work["token"]})
+    assert sent.status_code == 200, sent.text
 
 
 def test_an_idle_actor_leaves_and_comes_back_with_its_state(up: Up, program: bytes, tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ class Play:
     works: dict[str, Any] = field(default_factory=dict)
     deaths: int = 0
     patience: int = 5
+    controls: bool = False  # train with the rule that carries one
+
+    def plan(self, **changes: object) -> TrainingPlan:
+        rule = {"aggregation": {"name": "scaffold", "devices": 4}} if self.controls else {}
+        return plan(**rule, **changes)
 
     def __post_init__(self) -> None:
         self.start_process()
@@ -111,12 +116,14 @@ class Play:
 
     def upload(self, name: str, value: float) -> None:
         ticket = self.works[name]
-        body = encode_update(np.full(SIZE, value, dtype=np.float32), 3, 0.5)
+        control = np.full(SIZE, 3 * value, dtype=np.float32) if self.controls else None
+        body = encode_update(np.full(SIZE, value, dtype=np.float32), 3, 0.5, control=control)
         self.do(lambda: self.cloud.updates.take_in(ticket, body))
         self.counted.append(ticket.assignment.assignment_id)
 
     def late(self, name: str) -> None:
-        body = encode_update(np.zeros(SIZE, dtype=np.float32), 3, 0.5)
+        zeros = np.zeros(SIZE, dtype=np.float32)
+        body = encode_update(zeros, 3, 0.5, control=zeros if self.controls else None)
         with pytest.raises(Late):
             self.do(lambda: self.cloud.updates.take_in(self.works[name], body))
 
@@ -142,7 +149,7 @@ class Play:
 
 def session(play: Play) -> None:
     """All that can happen to a model: rounds that fill, that end by their deadline, that miss their quorum."""
-    play.do(lambda: play.cloud.put_model("acme", NAME, plan()))
+    play.do(lambda: play.cloud.put_model("acme", NAME, play.plan()))
     play.put_program()
     play.host(lambda model: model.start(fake_initial))
     play.check_in("a", "b", "c")
@@ -151,7 +158,7 @@ def session(play: Play) -> None:
     play.give_back("c")
     play.upload("b", -0.25)  # fills the round: version 1
     play.late("c")
-    play.do(lambda: play.cloud.put_model("acme", NAME, plan(local={"epochs": 7})))
+    play.do(lambda: play.cloud.put_model("acme", NAME, play.plan(local={"epochs": 7})))
     play.check_in("a", "b")
     play.upload("a", 1.0)
     play.until_the_round_is_over()  # one update of two: round 1 misses its quorum, and has the plan of before
@@ -177,7 +184,15 @@ def manifests(store: ObjectStore) -> list[VersionInfo]:
 def what_lasts(store: ObjectStore) -> list[tuple[object, ...]]:
     """Return what must be the same with and without faults: every version, what made it, and its bits."""
     return [
-        (info.version, info.round, info.weights_sha256, info.optimizer_sha256, info.plan_sha256, tuple(info.updates))
+        (
+            info.version,
+            info.round,
+            info.weights_sha256,
+            info.optimizer_sha256,
+            info.plan_sha256,
+            tuple(info.updates),
+            info.control_sha256,
+        )
         for info in manifests(store)
     ]
 
@@ -274,6 +289,24 @@ def test_a_fault_at_any_call_of_the_store_changes_nothing_that_lasts(undisturbed
         except AssertionError as error:
             raise AssertionError(f"{kind} {when} call {at}: {calls[at]}") from error
     assert struck > 30
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_write_changes_no_control(runner, when):
+    quiet = FaultyStore(MemoryStore())
+    session(Play(quiet, runner, controls=True))
+    expected = what_lasts(quiet.inner)
+    assert len({row[6] for row in expected}) == 4
+    assert all(quiet.inner.get(places.control(MODEL, row[6])).size > 4 * SIZE for row in expected)
+    for at in every(quiet.calls, WRITES):
+        store, inner = faults("crash", when, at)
+        try:
+            play = Play(store, runner, controls=True)
+        except Crash:
+            assert at == 0
+            continue
+        session(play)
+        check(play, inner, expected)
 
 
 def test_nothing_in_the_store_is_ever_replaced(undisturbed):

@@ -342,3 +342,25 @@ def test_a_model_that_everybody_takes_over_is_given_up_with_a_retry(clock):
     with pytest.raises(OwnershipLost) as caught:
         DurableModel(store, MODEL, clock)
     assert caught.value.retry_after_s > 0
+
+
+def test_a_manifest_of_another_history_is_never_taken_for_this_ones(clock):
+    """A copy that was restored over a store whose model had gone on: the number is taken, by other weights."""
+
+    def train(store: MemoryStore, device: str) -> None:
+        model = DurableModel(store, MODEL, clock)
+        upload(store, model, offer(model, device), device)
+        clock.advance(61)
+        model.tick()
+
+    store, other = MemoryStore(), MemoryStore()
+    for each, device in ((store, "a"), (other, "b")):
+        trained_model(each, clock)
+        train(each, device)
+    mixed = MemoryStore()
+    for key in store.list(""):
+        source = other if key == places.version(MODEL, 1) else store
+        mixed.put_new(key, source.get(key).body)
+    with pytest.raises(StoreUnavailable, match="version 1 in the store is not the one that its log names"):
+        DurableModel(mixed, MODEL, clock)
+    assert DurableModel(store, MODEL, clock).info().version == 1

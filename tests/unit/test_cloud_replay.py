@@ -16,9 +16,10 @@ from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import Offer
 from flsys_ray.cloud.replay import Replayed, replay
-from flsys_ray.cloud.versions import sha256
+from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.cloud.versions import load_plan, load_version, sha256
 from flsys_ray.core.plan import TrainingPlan, parse_plan
-from flsys_ray.core.types import Assignment, Counted, Update
+from flsys_ray.core.types import Assignment, Counted
 from flsys_ray.errors import NotFound
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.storage.base import ObjectStore
@@ -31,6 +32,7 @@ LAYOUT = read_manifest(fake_program()).to_layout()
 ROUNDS = {"name": "rounds", "cohort": 2, "quorum": 1, "over_selection": 2, "deadline_s": 60}
 BUFFERED = {"name": "buffered", "buffer": 2, "concurrency": 4, "deadline_s": 600, "weight": "polynomial"}
 ADAM = {"name": "adam", "learning_rate": 0.1}
+SCAFFOLD = {"name": "scaffold", "devices": 10}
 
 
 def plan(pacing: object = ROUNDS, **changes: object) -> TrainingPlan:
@@ -55,10 +57,12 @@ class Session:
         return outcome.assignment
 
     def upload(self, work: Assignment) -> None:
-        body = encode_update(self.rng.normal(0, 0.3, SIZE).astype(np.float32), int(self.rng.integers(1, 90)), 0.5)
+        delta, examples = self.rng.normal(0, 0.3, SIZE).astype(np.float32), int(self.rng.integers(1, 90))
+        carries = load_plan(self.store, MODEL, self.model._head.round_plan_sha256).aggregation.carries_control
+        control = self.rng.normal(0, 3, SIZE).astype(np.float32) if carries else None
+        body = encode_update(delta, examples, 0.5, control=control)
         self.store.put_new(places.update(MODEL, work.round, work.assignment_id, work.device_id), body)
-        decoded = decode_update(body, LAYOUT, 1024.0)
-        update = Update(work, decoded.delta, decoded.num_examples, decoded.loss, sha256(body), decoded.num_steps)
+        update = to_update(work, decode_update(body, LAYOUT, 1024.0, control=carries), body)
         assert self.model.submit(update) == Counted(duplicate=False)
 
     def rounds(self, number: int) -> None:
@@ -103,6 +107,22 @@ def changing(session: Session) -> None:
     session.rounds(1)
 
 
+def controlled_for_a_while(session: Session) -> None:
+    session.rounds(1)
+    session.model.put_plan(plan(aggregation=SCAFFOLD))
+    session.rounds(3)
+    session.model.rollback(3)
+    session.rounds(2)
+    session.restart()
+    session.rounds(1)
+    session.model.rollback(1)  # a version from before there were controls
+    session.rounds(1)
+    session.model.put_plan(plan())
+    session.rounds(2)
+    session.model.put_plan(plan(aggregation=SCAFFOLD))
+    session.rounds(2)
+
+
 @pytest.mark.parametrize(
     ("how", "play"),
     [
@@ -112,8 +132,19 @@ def changing(session: Session) -> None:
         (plan(BUFFERED, server_optimizer=ADAM), asynchronous),
         (plan(BUFFERED | {"weight": {"name": "hinge", "a": 2.0, "b": 0}}), asynchronous),
         (plan(), changing),
+        (plan(aggregation=SCAFFOLD), synchronous),
+        (plan(server_optimizer=ADAM), controlled_for_a_while),
     ],
-    ids=["sgd", "adam", "median", "buffered adam", "buffered hinge", "plan changes"],
+    ids=[
+        "sgd",
+        "adam",
+        "median",
+        "buffered adam",
+        "buffered hinge",
+        "plan changes",
+        "scaffold",
+        "scaffold comes, goes",
+    ],
 )
 def test_a_replay_gives_the_same_bits(how: TrainingPlan, play: Callable[[Session], None]) -> None:
     session = Session(MemoryStore(), how)
@@ -122,6 +153,29 @@ def test_a_replay_gives_the_same_bits(how: TrainingPlan, play: Callable[[Session
     assert [one.verdict for one in found] == ["equal"] * len(found), found
     assert [one.version for one in found] == list(range(session.model.info().version + 1))
     assert len(found) > 4
+
+
+def test_going_back_goes_on_from_the_older_versions_control() -> None:
+    session = Session(MemoryStore(), plan(aggregation=SCAFFOLD))
+    session.rounds(3)
+    session.model.rollback(1)
+    head = session.model._head
+    infos = [json.loads(session.store.get(places.version(MODEL, number)).body) for number in range(5)]
+    assert head.version.control_sha256 == infos[4]["control_sha256"] == infos[1]["control_sha256"]
+    assert len({info["control_sha256"] for info in infos}) == 4
+    loaded = load_version(session.store, MODEL, head.version, SIZE, plan(aggregation=SCAFFOLD))
+    assert session.model._coordinator.version.control.tobytes() == loaded.control.tobytes()
+    assert session.model.check_in("c").outcome.control_sha256 == infos[1]["control_sha256"]
+
+
+def test_a_control_that_is_not_as_it_was_is_named() -> None:
+    session = Session(MemoryStore(), plan(aggregation=SCAFFOLD))
+    session.rounds(2)
+    key = places.control(MODEL, session.model._head.version.control_sha256)
+    session.store.swap(key, b"other", session.store.get(key).etag)
+    found = [*replay(session.store, MODEL)]
+    assert [one.verdict for one in found] == ["equal", "equal", "changed"]
+    assert "controls/" in found[-1].detail
 
 
 # What is not as it was -------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ the aggregated delta. The laws, tested for every registered rule (`tests/laws/te
 `add`; order does not matter, to the bit; scaling all weights changes nothing; finite in, finite out; inputs are not
 changed; an empty cohort is refused by name, and so is one of fewer than `min_updates`.
 
+A rule may carry a control: one vector that goes from version to version, which devices are sent and change a part of
+(`scaffold` is one). `next_control` is held to the same laws.
+
 A rule that sums keeps a sum. A rule that must see all updates at once is a `WholeCohort`: its state says which updates
 there are, and `finish` reads them block by block.
 """
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsys_ray.core.exact import FixedPoint
+from flsys_ray.core.layout import Vector
 from flsys_ray.core.registry import Extension, Registry
 from flsys_ray.core.types import Contribution
 from flsys_ray.core.updates import UpdateReader
@@ -39,6 +43,16 @@ class AggregationRule(Extension, ABC, Generic[S]):
         """Whether `finish` reads the updates again."""
         return False
 
+    @property
+    def carries_control(self) -> bool:
+        """Whether a version has a control, and each update a change of its device's own. Such a rule is a fold."""
+        return False
+
+    @property
+    def population(self) -> int | None:
+        """How many devices there are, if it must know. A plan whose rounds ask more of them at a time is refused."""
+        return None
+
     @abstractmethod
     def init(self, scale: FixedPoint, size: int) -> S:
         """Return the state of an empty cohort. `scale` holds the limits that every update keeps; `size` is P."""
@@ -59,6 +73,10 @@ class AggregationRule(Extension, ABC, Generic[S]):
             EmptyCohort: nothing was added.
             CohortTooSmall: fewer than `min_updates` were.
         """
+
+    def next_control(self, state: S, control: Vector) -> Vector:
+        """Return the next version's control, float32 [P], of a rule that carries one. `control` is the base's."""
+        return control
 
 
 @dataclass(frozen=True, slots=True)

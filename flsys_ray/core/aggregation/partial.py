@@ -71,7 +71,8 @@ def weight_of(plan: "TrainingPlan", num_examples: int, staleness: int) -> int:
 
 def contribution_of(update: Update, weight: int) -> Contribution:
     """Return what the aggregation rule sees of an update."""
-    return Contribution(update.assignment.assignment_id, update.delta, weight, update.loss, update.num_steps)
+    measures = (weight, update.loss, update.num_steps)
+    return Contribution(update.assignment.assignment_id, update.delta, *measures, control=update.control)
 
 
 def folded(plan: "TrainingPlan", size: int, updates: Sequence[Update], weights: Sequence[int]) -> Partial:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from flsys_ray.core.aggregation.base import RULES, AggregationRule, Array, check_size, squared_norm
 from flsys_ray.core.aggregation.weighted_mean import WeightedMean
@@ -45,6 +45,12 @@ class Rescaling(AggregationRule[Wrapped]):
     model_config = ConfigDict(defer_build=True)  # `inner` may be any rule: they are not all known yet
 
     inner: Annotated[AggregationRule[Any], OneOf(RULES, "weighted_mean")] = WeightedMean()
+
+    @model_validator(mode="after")
+    def _scales_all_of_an_update(self) -> "Rescaling":
+        if self.inner.carries_control:
+            raise ValueError(f"{self.name} cannot wrap {self.inner.name}: it would scale deltas, not their controls")
+        return self
 
     @abstractmethod
     def factor(self, norm: float) -> float:

@@ -1,17 +1,20 @@
 """The rarest first: a device that few models can use, and one model needs, is not spent on one that any device serves.
 
 After Liu, Lai, Ding, Zhang, Chowdhury, "Venn: Resource Management for Collaborative Learning Jobs", MLSys 2025 (arXiv
-2312.08298), Algorithm 1, which orders jobs by the sets of devices that can serve them:
+2312.08298), its contention-aware heuristic (Intersection Resource Scheduling), as the authors' program has it
+(github.com/SymbioticLab/Venn, `src/irs.py`, commit 2e2c789). It orders jobs by the sets of devices that can serve them:
 
 - Jobs with the same set are a group. Inside a group the job with the smallest remaining demand goes first.
 - Each device goes to the group with the smallest set that it is in: a group keeps what smaller sets leave of its own.
 - A larger group takes a smaller one's devices over when its queue is longer, relative to what each of them has.
 
 Ours: sets are told apart by their estimated sizes alone (within `same_supply`), and a smaller one is taken to lie
-inside a larger one, since why a device is eligible never leaves it. Two rules come before the paper's:
+inside a larger one, since why a device is eligible never leaves it. A queue is a group's own and whole; the program
+counts the jobs that a takeover delays, and adds up the queues of those that were taken over. Two rules
+come before the paper's:
 
 - *Nobody starves.* A round that has been open for `starving_s` and still wants devices goes first, the oldest at the
-  front. The paper bends demand and queue lengths by how long a job waited; a bound is easier to promise.
+  front.
 - *Fair between apps.* An app that was served `lead` times as much as the least served app at the same door, and
   `head_start` assignments more, stands back until the others have caught up.
 """
@@ -81,7 +84,7 @@ def groups_supply(group: Sequence[Candidate]) -> float:
 def owner_of_the_rarest(supplies: Sequence[float], queues: Sequence[int]) -> int:
     """Return which group has the devices of the smallest set, which lies inside all the others.
 
-    `supplies` are the sizes of the groups' sets in rising order, `queues` their numbers of jobs. Venn, Algorithm 1:
+    `supplies` are the sizes of the groups' sets in rising order, `queues` their numbers of jobs. As in Venn,
     first every group has what the smaller sets leave of its own; then, from the largest set down, a group takes over
     the devices of the next smaller ones for as long as it has more jobs a device than they.
     """

@@ -3,8 +3,8 @@
 Each device draws one ticket a round from (seed, round, device), uniform in [0, 1), and is taken when the ticket is
 below `slots / candidates`. Coming back in the same round does not draw again. Since candidates can vanish, the bar
 rises with the time since the round's first candidate until, at `open_at_fraction` of the round's time, everyone who is
-there is taken: no round starves for want of luck. The price: in rounds that fill slowly, those who come back often pass the rising bar first. A model's
-first rounds know few candidates yet and take who comes.
+there is taken: no round starves for want of luck. The price: in rounds that fill slowly, those who come back often
+pass the rising bar first. A model's first rounds know few candidates yet and take who comes.
 """
 
 from typing import Literal

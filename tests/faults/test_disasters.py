@@ -1,0 +1,57 @@
+"""The whole cloud in disasters, by the thousand; and the simulator itself: it is repeatable, and finds planted bugs.
+
+More of it by `make soak SEEDS=100000`.
+"""
+
+import pytest
+from invariants import look_at
+from plants import PLANTS
+from soak import CHUNK, play_all
+from story import played
+
+from flsys_ray.wire.schemas import VersionInfo
+
+RUNS = 2000
+FEW = 40
+
+
+@pytest.mark.parametrize("first", range(0, RUNS, CHUNK))
+def test_whatever_happens_no_promise_is_broken(first):
+    tally = play_all(range(first, first + CHUNK))
+    assert tally.runs == CHUNK
+    assert tally.broken == {}
+
+
+def test_every_kind_of_fault_strikes_and_every_promise_is_looked_at():
+    tally = play_all(range(FEW))
+    assert min(tally.struck.values()) > 0
+    assert len(tally.struck) == 15
+    assert len(tally.facts) >= 14
+    assert tally.facts["versions are the same to the bit"] > 5 * FEW
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 7])
+def test_a_seed_plays_the_same_run_again(seed):
+    assert what_happened(seed) == what_happened(seed)
+
+
+def what_happened(seed: int) -> list[object]:
+    with played(seed) as story:
+        infos = [VersionInfo.model_validate_json(story.store.get(key).body) for key in story.store.list("models/")
+                 if f"{story.model_id}/versions/" in key]  # fmt: skip
+        assert len(infos) == story.last_version + 1
+        return [story.room.struck, sorted(story.told.counted), story.loop.time(), *infos]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(name):
+    """Within a few runs, or the simulator is blind there."""
+    found = []
+    with PLANTS[name]():
+        for seed in range(FEW):
+            try:
+                with played(seed) as story:
+                    look_at(story)
+            except Exception as error:
+                found.append(f"seed {seed}: {error!r}")
+    assert found
