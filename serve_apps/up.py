@@ -14,11 +14,10 @@ from actors.model_actor import IDLE_S
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import set_operator_key
 from flsys_ray.storage.uri import open_store
-from serve_apps.cloud import Args, build
+from serve_apps.cloud import Args, Listen, build
 
 APPLICATION = "flsys"
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
-KEEP_ALIVE_S = 30  # a connection without a request is closed: a phone that has gone holds it no longer
 
 
 @dataclass(frozen=True)
@@ -50,43 +49,15 @@ def deploy(place: Place, operator_key: str) -> str:
     """Start or update the cloud and return its URL."""
     store = open_store(place.store)
     set_operator_key(store, operator_key)
-    direct = place.address is None and place.replicas == 1
-    with _environment(_direct(place.port) if direct else {}):
-        _connect(place.address, place.metrics_port)
-    port = _free_port(place.host) if direct else place.port  # of Serve's proxy, which nobody calls then
-    serve.start(
-        proxy_location="HeadOnly", http_options={"host": place.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_S}
-    )
-    args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s)
+    _connect(place.address, place.metrics_port)
+    here = place.address is None  # its replicas listen themselves then, and nobody calls Serve's proxy
+    port = _free_port(place.host) if here else place.port
+    serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": port})
+    listen = Listen(host=place.host, port=place.port) if here else None
+    args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s, listen=listen)
     serve.run(build(args), name=APPLICATION, route_prefix="/")
     _wake(place)
     return f"http://{place.host}:{place.port}"
-
-
-def _direct(port: int) -> dict[str, str]:
-    """Return what has Serve's one replica listen on the port itself: no proxy between, nor another process."""
-    return {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that is started anew needs the same port
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.front:middlewares",
-    }
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Have these variables set: the processes that are started meanwhile inherit them. What was there goes first."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
 
 
 def _free_port(host: str) -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Lifespan, Receive, Scope, Send
 
 import flsys_ray
 from flsys_ray.cloud.inference import Inference
@@ -43,7 +43,9 @@ class App(FastAPI):
         return document
 
 
-def create_app(cloud: Cloud | None = None, bounds: Bounds | None = None) -> App:
+def create_app(
+    cloud: Cloud | None = None, bounds: Bounds | None = None, lifespan: Lifespan[FastAPI] | None = None
+) -> App:
     """Return the HTTP surface of a cloud. Without one it only knows its own description (OpenAPI)."""
     admission = Admission(bounds)
     app = App(
@@ -51,6 +53,7 @@ def create_app(cloud: Cloud | None = None, bounds: Bounds | None = None) -> App:
         version=flsys_ray.__version__,
         description="Mobile-cloud federated learning: what phones and third-party developers call.",
         responses=_PROBLEMS,
+        lifespan=lifespan,
     )
     app.state.cloud = cloud
     app.state.admission = admission
