@@ -10,8 +10,11 @@ from functools import lru_cache
 from typing import TypeVar
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.access import Access
+from flsys_ray.cloud.apps import AppRecords
 from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.enrolment import Enrolment
 from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
@@ -35,7 +38,6 @@ from flsys_ray.wire.schemas import (
     CheckInReply,
     CheckInRequest,
     ControlLink,
-    EnrolReply,
     EvaluationReply,
     EvaluationRequest,
     ModelInfo,
@@ -79,9 +81,11 @@ class Cloud:
         self.hosts = hosts
         self.clock = clock
         self.meter = meter
-        self.credentials = Credentials(store)
+        self.credentials = Credentials(store, clock)
+        self.enrolment = Enrolment(store, self.credentials, clock)
+        self.access = Access(store, self.credentials, clock)
         self.standings = Standings(store, clock)
-        self.quotas = AppQuotas(store, self.standings, self._ids_of, clock)
+        self.quotas = AppQuotas(AppRecords(store), self.standings, self._ids_of, clock)
         self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
         self._listed = lru_cache(maxsize=10_000)(self._look_up)
@@ -89,10 +93,6 @@ class Cloud:
         self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
 
     # Phones ------------------------------------------------------------------------------------------------------
-
-    def enrol(self, app_id: str, installation_id: str) -> EnrolReply:
-        """Give an installed app a device's identity."""
-        return self.credentials.enrol(app_id, installation_id, self.clock())
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
         """Give a device what work there is, and say when to come back. A model that is down stops no other.
@@ -146,7 +146,7 @@ class Cloud:
     def create_app(self, name: str, quotas: Quotas | None = None) -> AppCreated:
         """Register an app, or find it registered; quotas replace those that it had."""
         kept = self.quotas.register(name, quotas)
-        return AppCreated(app_id=name, key=self.credentials.app_key(name), quotas=kept)
+        return self.access.created(kept)
 
     async def put_model(self, app_id: str, model: str, plan: TrainingPlan) -> tuple[ModelInfo, bool]:
         """Create a model, or give it a new plan. Returns it, and whether it is new.

@@ -4,6 +4,7 @@ All state is in the journal. `step` does one thing and says when it wants to be 
 between any two lines: the next `step`, in a new process, reads the journal and goes on. What it does, in this order:
 
     no identity         enrol
+    a token grows old   renew it, between two assignments
     open work           deliver what is finished, give back what is hopeless, download, train
     nothing open        fetch the newest version, for inference, if the one at hand has become old
                         compare a new one with the phone's own parameters; with the habit, personalise it
@@ -29,7 +30,7 @@ from flsys_ray.device.personal import Personaliser
 from flsys_ray.device.trainer import Carried, LocalResult, evaluate_per_class, train_assignment
 from flsys_ray.device.uploads import chosen_encoding
 from flsys_ray.device.versions import Versions
-from flsys_ray.errors import FlsysError, TryLater, Unauthenticated
+from flsys_ray.errors import FlsysError, Forbidden, TryLater, Unauthenticated
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 
@@ -101,7 +102,13 @@ class Participation:
         if items:
             return self._first_that_moves(items, stopping)
         # Check-ins come as often as the cloud asks: what comes rarely goes before them, or would never have its turn.
-        return self._refresh(now) or self._personalise(now, stopping) or self._check_in(now) or self._wait(now)
+        return (
+            self._renew(now)
+            or self._refresh(now)
+            or self._personalise(now, stopping)
+            or self._check_in(now)
+            or self._wait(now)
+        )
 
     def _first_that_moves(self, items: Sequence[OpenAssignment], stopping: Callable[[], bool]) -> Outcome:
         """One model's troubles must not hold up another's work."""
@@ -235,6 +242,17 @@ class Participation:
         return Outcome("interrupted", now, now, item.message.model, item.id)
 
     # Between assignments ------------------------------------------------------------------------------------------
+
+    def _renew(self, now: float) -> Outcome | None:
+        if not self.identity.renewal_due:
+            return None
+        try:
+            self.identity.renew()
+        except Forbidden:
+            raise
+        except FlsysError:  # the present token is good for a long while yet
+            return None
+        return Outcome("renewed", now, now)
 
     def _check_in(self, now: float) -> Outcome | None:
         if self._next_check_in_at(now) > now:

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 import flsys_ray
 from flsys_ray.cloud.inference import Inference
 from flsys_ray.cloud.service import Cloud
-from flsys_ray.http import dashboard, developer_api, device_api, problems
+from flsys_ray.http import access_api, dashboard, developer_api, device_api, problems
 from flsys_ray.http.limits import JsonBodyLimit
 from flsys_ray.wire.schemas import PROBLEM, Health, Problem
 
@@ -41,6 +41,8 @@ def create_app(cloud: Cloud | None = None) -> FastAPI:
     app.add_middleware(JsonBodyLimit)
     app.include_router(device_api.router)
     app.include_router(developer_api.router)
+    app.include_router(access_api.devices)
+    app.include_router(access_api.operators)
     app.include_router(dashboard.router)
 
     @app.get("/healthz", tags=["operators"])

@@ -9,9 +9,10 @@ from fastapi.responses import Response
 from flsys_ray.cloud import places
 from flsys_ray.cloud.meter import DOWNLOAD_BYTES
 from flsys_ray.cloud.service import Cloud
-from flsys_ray.http.callers import AppCall, AssignmentToken, DeviceCall, ReaderCall, TheCloud
+from flsys_ray.http.callers import AssignmentToken, DeviceCall, EnrollerCall, ReaderCall, TheCloud
 from flsys_ray.http.limits import read_body
 from flsys_ray.http.objects import FOR_EVER, REVALIDATE, Download, serve
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.schemas import (
     PROGRAM,
     SAFETENSORS,
@@ -51,9 +52,24 @@ async def _send(cloud: Cloud, request: Request, download: Download, labels: tupl
 
 
 @router.post("/devices", status_code=status.HTTP_201_CREATED)
-async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolReply:
-    """Enrol an installed app as a device. Asking again gives the same device a fresh token."""
-    return cloud.enrol(app_id, body.installation_id)
+def enrol(cloud: TheCloud, app_id: EnrollerCall, body: EnrolRequest) -> EnrolReply:
+    """Enrol an installed app as a device. Asking again gives the same device a fresh token.
+
+    403: the device was revoked, or the app's devices attest and this one's evidence is not good.
+    """
+    return cloud.enrolment.enrol(app_id, body)
+
+
+@router.post("/devices/nonce", status_code=status.HTTP_201_CREATED)
+def make_nonce(cloud: TheCloud, app_id: EnrollerCall) -> NonceReply:
+    """Get a nonce for the evidence that goes into an enrolment, where the app's phones attest."""
+    return cloud.enrolment.nonce(app_id)
+
+
+@router.post("/devices/token", status_code=status.HTTP_201_CREATED)
+def renew_token(cloud: TheCloud, device: DeviceCall) -> EnrolReply:
+    """Get another token for the present one, before it expires. 403: the device was revoked."""
+    return cloud.enrolment.renew(device)
 
 
 @router.post("/checkins")

@@ -48,6 +48,8 @@ class EnrolRequest(Message):
     """A phone asks to take part. The same `installation_id` gives the same device, however often it asks."""
 
     installation_id: str = Field(min_length=8, max_length=200, description="random, made once by the installed app")
+    nonce: str | None = Field(None, max_length=1000, description="of `POST /v1/devices/nonce`, if the app attests")
+    attestation: str | None = Field(None, max_length=16_384, description="evidence over nonce and installation id")
 
 
 class EnrolReply(Message):
@@ -209,6 +211,8 @@ class Quotas(Message):
     upload_bytes_per_min: int = Field(
         60 * 10**9, ge=1, description="of all updates, repeats and refused ones too, at each replica of the cloud"
     )
+    devices: int = Field(10**8, ge=0, description="that ever enrolled; each counts once")
+    devices_per_hour: int = Field(10**6, ge=1, description="new ones")
 
 
 class CreateApp(Message):
@@ -219,10 +223,13 @@ class CreateApp(Message):
 
 
 class AppCreated(Message):
-    """The app's key. Asking again gives the same."""
+    """The app's newest key, and the one for its phones. Asking again gives the same."""
 
     app_id: Name
     key: str
+    enrol_key: str = Field("", description="opens enrolment alone: the one to ship with the app")
+    generations: list[int] = Field([1], description="of keys that are good")
+    next_generation: int = Field(2, description="of the key that a rotation makes")
     quotas: Quotas = Quotas()
 
 

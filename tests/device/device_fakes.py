@@ -175,6 +175,8 @@ class FakeCloud:
         device = self.tokens.get(bearer)
         if device is None:
             return problem(401, "unauthenticated", "unknown token")
+        if route == "POST /v1/devices/token":
+            return self._token_for(device)
         if route == "POST /v1/checkins":
             return self._check_in(device, request)
         if match := re.fullmatch(r"GET /v1/models/([^/]+)/program/([0-9a-f]{64})", route):
@@ -192,7 +194,9 @@ class FakeCloud:
         if bearer != APP_KEY:
             return problem(401, "unauthenticated", "unknown app key")
         installation = EnrolRequest.model_validate_json(request.content).installation_id
-        device = self.devices.setdefault(installation, f"device-{len(self.devices)}")
+        return self._token_for(self.devices.setdefault(installation, f"device-{len(self.devices)}"))
+
+    def _token_for(self, device: str) -> httpx2.Response:
         token = f"device-token-{len(self.tokens)}"
         self.tokens[token] = device
         return answer(EnrolReply(device_id=device, token=token, expires_at=self.clock.now() + self.token_life_s), 201)
