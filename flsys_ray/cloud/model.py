@@ -379,6 +379,7 @@ class DurableModel:
             local=coordinator.plan.local,
             serving=head.promoted in (None, outcome.version),
             control_sha256=None if evaluates else control_of(head.version, coordinator.version),
+            compression=coordinator.plan.compression,
         )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from flsys_ray.compression.base import Encoding
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
@@ -12,7 +14,7 @@ class Offer:
     """An assignment, and all that the device must be told with it.
 
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
-    control to train with, for a rule that carries one.
+    control to train with, for a rule that carries one, `compression` how the plan wants updates encoded.
     """
 
     assignment: Assignment
@@ -23,6 +25,7 @@ class Offer:
     local: LocalTraining
     serving: bool = True
     control_sha256: str | None = None
+    compression: Encoding = FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

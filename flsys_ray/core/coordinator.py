@@ -368,19 +368,16 @@ class Coordinator:
 
     def _summary(self, commit: Commit | None, going_on: int, now: float) -> RoundSummary:
         counters = self.counters
-        examples, losses = [], []
-        for entry in self._ledger.counted():
-            if entry.ref is not None:
-                examples.append(entry.ref.num_examples)
-                losses.append(entry.loss * entry.ref.num_examples)
+        counted = [(entry.loss, entry.ref.num_examples) for entry in self._ledger.counted() if entry.ref is not None]
+        examples = sum(count for _, count in counted)
         return RoundSummary(
             round=self.round,
             version=self.version.number,
             opened_at=self.opened_at,
             closed_at=now,
             counters=replace(counters, late=counters.late + counters.pending - going_on, pending=going_on),
-            num_examples=sum(examples),
-            mean_loss=sum(losses) / sum(examples) if examples else None,
+            num_examples=examples,
+            mean_loss=sum(loss * count for loss, count in counted) / examples if counted else None,
             update_bytes=self.update_bytes,
             commit=commit,
         )
