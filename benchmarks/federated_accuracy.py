@@ -22,7 +22,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from flsys_ray.device.collector import ReplaySource, feed
 from flsys_ray.device.controls import Controls, decode_controls
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
+from flsys_ray.device.uploads import with_memory
 from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.manifest import read_tokenizer
@@ -202,6 +203,7 @@ def train(
     yield 0, first
     coordinator = Coordinator(model, program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
     controls: dict[str, bytes] = {}
+    residuals: dict[str, Vector] = {}
     now, seen = 0.0, 0
     while seen < versions:
         for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
@@ -211,6 +213,7 @@ def train(
             work = coordinator.check_in(str(user), now)
             if isinstance(work, Assignment):
                 update = _update(program, plan, coordinator.version, work, phones[str(user)], controls)
+                update = _as_sent(program, plan, update, residuals)
                 coordinator.submit(update, now)
                 steps.append(update.num_steps)
         else:  # all were here, and the lottery took fewer than a cohort: they come back when it is open to all
@@ -250,6 +253,16 @@ def _update(
         change = pair.change(delta, trained.steps, plan.local.learning_rate)
         controls[work.device_id] = pair.after(change)
     return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
+
+
+def _as_sent(program: Program, plan: TrainingPlan, update: Update, residuals: dict[str, Vector]) -> Update:
+    """Return an update as the cloud decodes it; `residuals` holds what each phone left out before."""
+    encoding, work, size = plan.compression, update.assignment, update.delta.size
+    memory = residuals.get(work.device_id, np.zeros(size, np.float32))
+    parts, left = with_memory(encoding, update.delta, memory, generator(0, "compression", work.round, work.device_id))
+    if encoding.keeps_error:
+        residuals[work.device_id] = np.where(program.manifest.to_layout().trainable_mask(), left, np.float32(0))
+    return replace(update, delta=encoding.decode(parts, 0, size))
 
 
 def _pooled(

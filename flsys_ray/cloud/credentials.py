@@ -66,7 +66,7 @@ class Credentials:
         self._store = store
         self._clock = clock
         self._apps = AppRecords(store)
-        self.keys = SigningKeys(store, clock())
+        self.keys = SigningKeys(store)
         self.revocations = Revocations(store)
 
     # Operator ----------------------------------------------------------------------------------------------------

@@ -58,11 +58,13 @@ class KeyLife:
 class SigningKeys:
     """The signing keys of a store. Thread-safe. What it knows is at most `FRESH_S` old once `look` was called."""
 
-    def __init__(self, store: ObjectStore, now: float) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self.root, self._first = _made_once(store)
-        self._use(self._read()[0], now)
+        self._ring = _Ring(keys=())
+        self._headers: dict[bytes, bytes] = {}
+        self._read_at, self._next_end = float("-inf"), float("-inf")
 
     def is_fresh(self, now: float) -> bool:
         """Return whether `look` would not read."""
@@ -83,12 +85,14 @@ class SigningKeys:
 
     def by_header(self, now: float) -> Mapping[bytes, bytes]:
         """Return the keys that verify now, by the header of their tokens."""
+        self._look_once(now)
         if now >= self._next_end:
             self._use(self._ring, self._read_at, now)
         return self._headers
 
     def signer(self, now: float) -> tuple[str, bytes]:
         """Return the id and the secret of the key that signs now: the newest that has begun to."""
+        self._look_once(now)
         begun = [key for key in self._ring.keys if key.since <= now]
         key = begun[-1] if begun else self._ring.keys[0]
         return key.kid, self._secret(key)
@@ -129,6 +133,10 @@ class SigningKeys:
             return _Ring(made=ring.made, keys=tuple(key for key in kept if key.kid != kid))
 
         return self._change(without, now)
+
+    def _look_once(self, now: float) -> None:
+        if not self._ring.keys:
+            self.look_again(now)
 
     def _change(self, changed: Callable[[_Ring], _Ring], now: float) -> list[KeyLife]:
         while True:

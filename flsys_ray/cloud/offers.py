@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from flsys_ray.cloud.journal import Head
 from flsys_ray.cloud.versions import control_of
+from flsys_ray.compression.base import Encoding
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import Eligibility, LocalTraining
@@ -16,7 +18,7 @@ class Offer:
     """An assignment, and all that the device must be told with it.
 
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
-    control to train with, for a rule that carries one.
+    control to train with, for a rule that carries one, `compression` how the plan wants updates encoded.
     """
 
     assignment: Assignment
@@ -27,6 +29,7 @@ class Offer:
     local: LocalTraining
     serving: bool = True
     control_sha256: str | None = None
+    compression: Encoding = FLOAT32
 
 
 def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
@@ -43,6 +46,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         local=coordinator.plan.local,
         serving=head.promoted in (None, work.version),
         control_sha256=control,
+        compression=coordinator.plan.compression,
     )
 
 

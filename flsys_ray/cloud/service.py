@@ -25,6 +25,7 @@ from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.ids import is_evaluation, model_id, model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected
@@ -294,10 +295,7 @@ class Cloud:
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
             local=offer.local,
-            upload=UploadLink(
-                url=f"/v1/assignments/{work.assignment_id}/update",
-                max_bytes=max_update_bytes(offer.parameters, control=control is not None),
-            ),
+            upload=_upload(offer),
             deadline_s=max(0.0, work.deadline - self.clock()),
             serving=offer.serving,
         )
@@ -314,6 +312,17 @@ class Cloud:
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))
+
+
+def _upload(offer: Offer) -> UploadLink:
+    """Return where an update goes, and in which encodings: the plan's own, or float32."""
+    wanted, control = offer.compression, offer.control_sha256 is not None
+    return UploadLink(
+        url=f"/v1/assignments/{offer.assignment.assignment_id}/update",
+        encodings=list(dict.fromkeys((wanted.name, FLOAT32.name))),
+        compression=None if wanted == FLOAT32 else wanted.model_dump(mode="json"),
+        max_bytes=max_update_bytes(offer.parameters, control=control, encoding=wanted),
+    )
 
 
 async def _if_there(call: Awaitable[T]) -> T | None:

@@ -58,8 +58,9 @@ class Updates:
     def max_bytes(self, ticket: Ticket) -> int:
         """Return the most bytes that the update of an assignment may have."""
         model = ticket.assignment.model
-        control = self._plan(model, ticket.plan_sha256).aggregation.carries_control
-        return max_update_bytes(self._manifest(model, ticket.program_sha256).parameters, control=control)
+        plan = self._plan(model, ticket.plan_sha256)
+        parameters = self._manifest(model, ticket.program_sha256).parameters
+        return max_update_bytes(parameters, control=plan.aggregation.carries_control, encoding=plan.compression)
 
     async def take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
         """Count an update once, however often it comes.
@@ -139,8 +140,8 @@ class Updates:
         layout = self._manifest(work.model, ticket.program_sha256).to_layout()
         plan = self._plan(work.model, ticket.plan_sha256)
         try:
-            control = plan.aggregation.carries_control
-            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control)
+            control, accepted = plan.aggregation.carries_control, (plan.compression,)
+            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control, accepted=accepted)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)

@@ -366,8 +366,8 @@ class Coordinator:
 
     def _summary(self, commit: Commit | None, going_on: int, now: float) -> RoundSummary:
         counters = self.counters
-        counted = [(e.ref.num_examples, e.loss) for e in self._ledger.counted() if e.ref is not None]
-        examples = sum(number for number, _ in counted)
+        counted = [(entry.loss, entry.ref.num_examples) for entry in self._ledger.counted() if entry.ref is not None]
+        examples = sum(count for _, count in counted)
         return RoundSummary(
             round=self.round,
             version=self.version.number,
@@ -375,7 +375,7 @@ class Coordinator:
             closed_at=now,
             counters=replace(counters, late=counters.late + counters.pending - going_on, pending=going_on),
             num_examples=examples,
-            mean_loss=sum(loss * number for number, loss in counted) / examples if counted else None,
+            mean_loss=sum(loss * count for loss, count in counted) / examples if counted else None,
             update_bytes=self.update_bytes,
             commit=commit,
         )

@@ -27,16 +27,20 @@ from flsys_ray.core.selection.base import SELECTORS, Selector
 from flsys_ray.core.selection.uniform import Uniform
 from flsys_ray.errors import PlanInvalid
 
+ENCODINGS: Registry[Any] = Registry("Encoding", "flsys_ray.compression")
+
 if TYPE_CHECKING:
     AnyRule = AggregationRule[Any]
     AnyOptimizer = ServerOptimizer
     AnySelector = Selector
     AnyPacing = Pacing
+    AnyEncoding = Any
 else:
     AnyRule = RULES.union("weighted_mean")
     AnyOptimizer = OPTIMIZERS.union("sgd")
     AnySelector = SELECTORS.union("uniform")
     AnyPacing = PACINGS.union("rounds")
+    AnyEncoding = ENCODINGS.union("float32")
 
 
 _EXTENSIONS: dict[str, Registry[Any]] = {
@@ -44,6 +48,7 @@ _EXTENSIONS: dict[str, Registry[Any]] = {
     "selection": SELECTORS,
     "aggregation": RULES,
     "server_optimizer": OPTIMIZERS,
+    "compression": ENCODINGS,
 }
 
 
@@ -98,6 +103,7 @@ class TrainingPlan(_Section):
     selection: AnySelector = Uniform()
     aggregation: AnyRule = Field("weighted_mean", validate_default=True)
     server_optimizer: AnyOptimizer = Field("sgd", validate_default=True)
+    compression: AnyEncoding = Field("float32", validate_default=True, description="of uploads")
     local: LocalTraining = LocalTraining()
     eligibility: Eligibility = Eligibility()
     limits: Limits = Limits()
@@ -143,6 +149,9 @@ class TrainingPlan(_Section):
         if self.local.proximal_mu > 0:
             text = f"{name} corrects plain gradients: it cannot be combined with local.proximal_mu"
             raise ValueError(text) from PlanInvalid(text, ("local.proximal_mu", "aggregation"))
+        if self.compression.name != "float32":
+            text = f"{name} needs its control and delta as they are: it cannot be combined with compression"
+            raise ValueError(text) from PlanInvalid(text, ("compression", "aggregation"))
         return self
 
     def scale(self) -> FixedPoint:

@@ -27,7 +27,8 @@ from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
 from flsys_ray.device.personal import Personaliser
-from flsys_ray.device.trainer import LocalResult, evaluate_per_class, train_assignment
+from flsys_ray.device.trainer import Carried, LocalResult, evaluate_per_class, train_assignment
+from flsys_ray.device.uploads import chosen_encoding
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import FlsysError, Forbidden, TryLater, Unauthenticated
 from flsys_ray.programs.manifest import Manifest
@@ -36,7 +37,7 @@ from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 PAUSED_S = 3600.0
 LONGEST_WAIT_S = 86_400.0
 ASKING_S = 86_400.0  # so long after its deadline an upload is repeated to learn whether it was counted, if a control
-# depends on that: the answer to an earlier one may have been lost
+# or a residual depends on that: the answer to an earlier one may have been lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Participation:
     def _hopeless(self, item: OpenAssignment, now: float) -> BackReason | None:
         """Return why nothing can come of an assignment any more, None if something can."""
         model = item.message.model
-        if now >= item.deadline_at + (ASKING_S if item.state == "trained" and item.message.control else 0.0):
+        if now >= item.deadline_at + (ASKING_S if item.state == "trained" and _leaves_a_state(item) else 0.0):
             return "out-of-time"
         if not self.journal.consent(model):
             return "withdrawn"
@@ -206,7 +207,7 @@ class Participation:
         if result.update is None:
             return self._stopped(item)
         now = self.clock.now()
-        work = FinishedWork(result.update, result.evaluation, now, last_example_id, result.control)
+        work = FinishedWork(result.update, result.evaluation, now, last_example_id, result.control, result.residual)
         if not self.journal.trained(item, work):  # consent was withdrawn in the meantime
             return Outcome("interrupted", now, now, item.message.model, item.id)
         about = (item.message.model, item.id, "", result.num_examples, result.loss)
@@ -228,7 +229,8 @@ class Participation:
 
         server = self.versions.control(message)
         controls = Controls(server, self.journal.control(message.model)) if server is not None else None
-        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, controls)
+        carried = Carried(controls, self.journal.residual(message.model))
+        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, carried)
 
     def _stopped(self, item: OpenAssignment) -> Outcome:
         now = self.clock.now()
@@ -337,3 +339,8 @@ class Participation:
         # Not less than a second: a draw near zero must not make a busy loop.
         delay_s = asked_s + max(1.0, longest_s * self.identity.client.jitter())
         return Outcome("failed", now, now + delay_s, detail=f"{error.code}: {error.message}")
+
+
+def _leaves_a_state(item: OpenAssignment) -> bool:
+    """Whether something of the phone's own changes when the update is counted."""
+    return item.message.control is not None or chosen_encoding(item.message.upload).keeps_error

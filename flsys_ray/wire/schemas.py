@@ -6,7 +6,7 @@ those of models are the app's own: two apps may use the same.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
 from flsys_ray.core.ids import model_name
 from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
@@ -104,10 +104,13 @@ class ControlLink(Message):
 
 
 class UploadLink(Message):
-    """Where the update goes, and what it may be."""
+    """Where the update goes, and what it may be. The device takes the first of `encodings` that it can do."""
 
     url: str
-    encodings: list[Literal["float32"]] = ["float32"]
+    encodings: list[str] = Field(["float32"], description="names, the plan's own first; `float32` is always among them")
+    compression: dict[str, JsonValue] | None = Field(
+        None, description="the first of `encodings` with its hyper-parameters; null: float32"
+    )
     max_bytes: int
 
 

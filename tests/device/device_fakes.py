@@ -12,6 +12,8 @@ import httpx2
 import numpy as np
 from safetensors.numpy import load
 
+from flsys_ray.compression.base import Encoding
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, FixedConditions
@@ -37,7 +39,7 @@ from flsys_ray.wire.schemas import (
     UploadLink,
     WeightsLink,
 )
-from flsys_ray.wire.tensors import encode_vector
+from flsys_ray.wire.tensors import decode_range, encode_vector
 
 URL = "http://cloud.test"
 APP_KEY = "app-key-of-the-test"
@@ -116,6 +118,7 @@ class FakeModel:
     program: bytes = b""
     versions: list[bytes] = field(default_factory=list)
     controls: list[bytes] = field(default_factory=list)  # one a version, for a model that has them
+    compression: Encoding = FLOAT32
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -240,7 +243,12 @@ class FakeCloud:
             weights=WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights)),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control else None,
             local=model.local,
-            upload=UploadLink(url=f"/v1/assignments/{key}/update", max_bytes=100_000),
+            upload=UploadLink(
+                url=f"/v1/assignments/{key}/update",
+                encodings=[model.compression.name, "float32"],
+                compression=model.compression.model_dump(mode="json"),
+                max_bytes=100_000,
+            ),
             deadline_s=entry.deadline - now,
         )
 
@@ -292,7 +300,7 @@ class FakeCloud:
         entry.state = "counted"
         counted = [e for e in model.assignments.values() if e.state == "counted"]
         if len(counted) % model.cohort == 0:
-            deltas = [load(e.bodies[0])["delta"] for e in counted[-model.cohort :]]
+            deltas = [decode_range(e.bodies[0], 0, PARAMETERS) for e in counted[-model.cohort :]]
             base = load(model.versions[-1])["parameters"]
             model.versions.append(encode_vector("parameters", base + np.mean(deltas, axis=0)))
             if model.controls:

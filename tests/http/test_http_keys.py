@@ -141,7 +141,7 @@ def mac_of(secret: bytes, *parts: str) -> str:
 
 
 def test_what_signs_is_not_what_ids_are_made_of(clock: Clock):
-    keys = SigningKeys(MemoryStore(), clock())
+    keys = SigningKeys(MemoryStore())
     assert keys.root != keys.signer(clock())[1]
 
 
@@ -167,13 +167,13 @@ def test_a_crash_in_a_rotation_leaves_the_old_keys_or_the_new_ones(clock: Clock,
     setattr(store, when, die)
     with pytest.raises(Crash):
         dying.keys.rotate(clock(), retire_old=retire_old)
-    kids = [life.kid for life in SigningKeys(inner, clock()).lives(clock())]
+    kids = [life.kid for life in SigningKeys(inner).lives(clock())]
     assert kids == (["1", "2"] if when == "before" else ["3"] if retire_old else ["1", "2", "3"])
 
 
 def test_rotations_at_two_replicas_at_once_make_two_keys(clock: Clock):
     store = MemoryStore()
-    one, two = SigningKeys(store, clock()), SigningKeys(store, clock())
+    one, two = SigningKeys(store), SigningKeys(store)
     one.rotate(clock(), retire_old=False)
     two.rotate(clock(), retire_old=False)
     assert [life.kid for life in one.lives(clock())] == ["1", "2", "3"]
