@@ -164,8 +164,7 @@ class Coordinator:
         given out before a restart: it is taken in as if it had been assigned here.
         """
         work = update.assignment
-        answer = self.answer(work, now)
-        if answer is not None:
+        if (answer := self.answer(work, now)) is not None:
             return answer
         flaw = flaw_of(update, self.layout.size, self.plan)
         if flaw:
@@ -175,8 +174,7 @@ class Coordinator:
 
     def answer(self, work: Assignment, now: float) -> Counted | Rejected | None:
         """Return what an update of this assignment comes to whatever it holds; None if it must be looked at."""
-        refusal = self.misplaced(work, now)
-        if refusal is not None:
+        if (refusal := self.misplaced(work, now)) is not None:
             return refusal
         outcome = self._ledger.outcome(work.assignment_id)
         if outcome == "counted":
@@ -203,8 +201,7 @@ class Coordinator:
 
     def give_back(self, assignment: Assignment, now: float) -> GivenBack | Rejected:
         """A device cannot do its assignment. Its slot is free again."""
-        refusal = self.misplaced(assignment, now)
-        if refusal is not None:
+        if (refusal := self.misplaced(assignment, now)) is not None:
             return refusal
         outcome = self._ledger.outcome(assignment.assignment_id)
         if outcome == "counted":
