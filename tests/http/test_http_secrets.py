@@ -100,7 +100,7 @@ def live(phone: Phone) -> set[str]:
         secrets |= {str(phone._database.setting("token"))}
         secrets |= {item.message.token for item in phone._journal.open_assignments()}
     phone._identity.renew()
-    return secrets | {str(phone._database.setting("token"))} - {"None"}
+    return (secrets | {str(phone._database.setting("token"))}) - {"None"}
 
 
 def misuse(url: str, world: World, secrets: set[str]) -> set[str]:
