@@ -380,6 +380,7 @@ class DurableModel:
             serving=head.promoted in (None, outcome.version),
             control_sha256=None if evaluates else control_of(head.version, coordinator.version),
             compression=coordinator.plan.compression,
+            augmentation=None if evaluates else coordinator.plan.augmentation,
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
-from flsys_ray.core.plan import Eligibility, LocalTraining
+from flsys_ray.core.plan import Augmentation, Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
 
@@ -26,6 +26,7 @@ class Offer:
     serving: bool = True
     control_sha256: str | None = None
     compression: Encoding = FLOAT32
+    augmentation: Augmentation | None = None
 
 
 @dataclass(frozen=True, slots=True)
