@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.versions import control_of
 from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
+from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import Augmentation, Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
@@ -27,6 +31,25 @@ class Offer:
     control_sha256: str | None = None
     compression: Encoding = FLOAT32
     augmentation: Augmentation | None = None
+
+
+def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
+    """Return the offer of an assignment that a model's open round gave out."""
+    control, evaluates = None, is_evaluation(work.assignment_id)
+    if head.version is not None and not evaluates:
+        control = control_of(head.version, coordinator.version)
+    return Offer(
+        assignment=work,
+        program_sha256=str(head.program_sha256),
+        plan_sha256=head.round_plan_sha256,
+        weights_sha256=weights_sha256,
+        parameters=coordinator.layout.size,
+        local=coordinator.plan.local,
+        serving=head.promoted in (None, work.version),
+        control_sha256=control,
+        compression=coordinator.plan.compression,
+        augmentation=None if evaluates else coordinator.plan.augmentation,
+    )
 
 
 @dataclass(frozen=True, slots=True)

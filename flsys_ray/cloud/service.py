@@ -13,13 +13,13 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.access import Access
 from flsys_ray.cloud.apps import AppRecords
 from flsys_ray.cloud.checkins import CheckIns, Terms
+from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
 from flsys_ray.cloud.enrolment import Enrolment
 from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
-from flsys_ray.cloud.model import create_model
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings

@@ -40,7 +40,12 @@ def _enroller_call(cloud: TheCloud, given: Annotated[Given, Depends(_app)]) -> s
 
 
 async def _device_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)]) -> Device:
-    secret, now = _secret(given, "a device token"), cloud.clock()
+    return await device_of(cloud, _secret(given, "a device token"))
+
+
+async def device_of(cloud: Cloud, secret: str) -> Device:
+    """Return the device whose token this is, in a thread if that may touch the store. Raises `Unauthenticated`."""
+    now = cloud.clock()
     device = cloud.credentials.device_at_once(secret, now)
     if device is None:
         device = await run_in_threadpool(cloud.credentials.check_device, secret, now)

@@ -23,6 +23,7 @@ from flsys_ray.device.phone import Phone
 from flsys_ray.device.trainer import Programs
 from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.programs.runner import Evaluated, Trained
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.schemas import (
     AssignmentMessage,
     AugmentationMessage,
@@ -174,6 +175,8 @@ class FakeCloud:
     def _route(self, request: httpx2.Request) -> httpx2.Response:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         route = f"{request.method} {request.url.path}"
+        if route == "POST /v1/devices/nonce":
+            return answer(NonceReply(nonce=f"nonce-{len(self.tokens)}", expires_in_s=300.0), 201)
         if route == "POST /v1/devices":
             return self._enrol(bearer, request)
         device = self.tokens.get(bearer)

@@ -412,7 +412,7 @@ def test_a_model_that_is_down_stops_no_other(world: World, key):
     hosts = world.cloud.hosts
 
     class Down:
-        async def check_in(self, device_id):
+        async def check_in_many(self, device_ids):
             raise TryLater("its actor is being restarted", 7.0)
 
     class HalfDown:
