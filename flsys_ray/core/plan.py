@@ -85,6 +85,9 @@ class Limits(_Section):
 
     max_examples: int = Field(10_000, ge=1, description="an update's weight is cut to this many examples")
     max_abs_delta: float = Field(1024.0, gt=0, description="an update with a larger value is refused")
+    max_norm: float | None = Field(
+        None, gt=0, description="an update whose L2 norm is larger is refused; null: none is"
+    )
 
 
 class Stopping(_Section):
