@@ -10,7 +10,7 @@ What a model without an actor and without work would answer is read from the sto
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import ray
@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded, RayActorError
 
 from actors.model_actor import IDLE_S, ModelActor, Passivated
+from flsys_ray.cloud.batches import Batch, BatchAnswer
 from flsys_ray.cloud.hosts import Action, ModelHandle, ModelHost
 from flsys_ray.cloud.journal import Journal
 from flsys_ray.cloud.model import DurableModel
@@ -25,7 +26,7 @@ from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.cloud.reports import closed_rounds
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Update
+from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.uri import open_store
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
@@ -108,11 +109,15 @@ class RayHandle:
 
     async def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
-        return cast(CheckInAnswer, await self._call("check_in", device_id))
+        return (await self.check_in_many([device_id]))[0]
 
-    async def submit(self, update: Update) -> Counted | Rejected:
-        """Count an update."""
-        return cast(Counted | Rejected, await self._call("submit", update))
+    async def check_in_many(self, device_ids: Sequence[str]) -> list[CheckInAnswer]:
+        """Devices ask for work."""
+        return cast(list[CheckInAnswer], await self._call("check_in_many", device_ids))
+
+    async def submit_many(self, batch: Batch) -> BatchAnswer:
+        """Count updates."""
+        return cast(BatchAnswer, await self._call("submit_many", batch))
 
     async def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back."""

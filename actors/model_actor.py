@@ -22,8 +22,8 @@ LONGEST_WAIT_S = 5.0
 AFTER_ERROR_S = 1.0
 LEAVING_S = 30.0
 CALLS = (
-    "check_in",
-    "submit",
+    "check_in_many",
+    "submit_many",
     "give_back",
     "evaluate",
     "put_plan",
@@ -72,7 +72,7 @@ class ModelActor:
         if name not in CALLS:
             raise FlsysError(f"ModelActor has no call {name!r}")
         method: Callable[..., Any] = getattr(DurableModel, name)
-        return self._host.call(lambda model: method(model, *args), CHECK_IN_WAIT_S if name == "check_in" else -1.0)
+        return self._host.call(lambda model: method(model, *args), CHECK_IN_WAIT_S if name == "check_in_many" else -1.0)
 
     def _enter(self, use: Callable[[], Any]) -> Any:
         if not self._gate.enter():

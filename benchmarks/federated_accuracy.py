@@ -21,8 +21,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from flsys_ray.augmentation.base import augmented
 from flsys_ray.commands.evaluation import macro_f1
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
@@ -43,6 +44,7 @@ from flsys_ray.device.collector import ReplaySource, feed
 from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
+from flsys_ray.device.uploads import with_memory
 from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.manifest import read_tokenizer
@@ -202,6 +204,7 @@ def train(
     yield 0, first
     coordinator = Coordinator(model, program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
     controls: dict[str, bytes] = {}
+    residuals: dict[str, Vector] = {}
     now, seen = 0.0, 0
     while seen < versions:
         for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
@@ -211,6 +214,7 @@ def train(
             work = coordinator.check_in(str(user), now)
             if isinstance(work, Assignment):
                 update = _update(program, plan, coordinator.version, work, phones[str(user)], controls)
+                update = _as_sent(program, plan, update, residuals)
                 coordinator.submit(update, now)
                 steps.append(update.num_steps)
         else:  # all were here, and the lottery took fewer than a cohort: they come back when it is open to all
@@ -244,12 +248,30 @@ def _update(
         rng=generator(0, "local-training", work.round, work.assignment_id),
         max_steps=plan.local.max_steps,
         correction=pair.correction if pair is not None else None,
+        augment=_augment(plan, work),
     )
     delta, change = trained.parameters - base, None
     if pair is not None:
         change = pair.change(delta, trained.steps, plan.local.learning_rate)
         controls[work.device_id] = own_control(pair, change)
     return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
+
+
+def _augment(plan: TrainingPlan, work: Assignment) -> Callable[[NDArray[Any], int], NDArray[Any]] | None:
+    transforms = plan.augmentation.transforms
+    if not transforms:
+        return None
+    return lambda x, epoch: augmented(transforms, x, assignment_id=work.assignment_id, epoch=epoch)
+
+
+def _as_sent(program: Program, plan: TrainingPlan, update: Update, residuals: dict[str, Vector]) -> Update:
+    """Return an update as the cloud decodes it; `residuals` holds what each phone left out before."""
+    encoding, work, size = plan.compression, update.assignment, update.delta.size
+    memory = residuals.get(work.device_id, np.zeros(size, np.float32))
+    parts, left = with_memory(encoding, update.delta, memory, generator(0, "compression", work.round, work.device_id))
+    if encoding.keeps_error:
+        residuals[work.device_id] = np.where(program.manifest.to_layout().trainable_mask(), left, np.float32(0))
+    return replace(update, delta=encoding.decode(parts, 0, size))
 
 
 def _pooled(

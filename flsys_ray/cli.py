@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import flsys_ray
-from flsys_ray.commands import apps, cloud, data, demo, devices, models, replay, simulate, tensorboard, watch
+from flsys_ray.commands import apps, cloud, data, demo, devices, keys, models, replay, simulate, tensorboard, watch
 from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
@@ -35,6 +35,7 @@ app.add_typer(apps.group, name="app")
 app.add_typer(models.group, name="models")
 app.add_typer(devices.one, name="device")
 app.add_typer(devices.many, name="devices")
+app.add_typer(keys.group, name="keys")
 app.add_typer(data.group, name="data")
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.errors import TryLater
+from flsys_ray.wire.access import AppKeys, AttestationReply, RevokeTokensReply, SigningKeysReply
 from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     PROGRAM,
@@ -62,6 +63,42 @@ class DeveloperClient:
     def create_app(self, name: str, quotas: Quotas | None = None) -> AppCreated:
         """Register an app (operator's key). Asking again gives the same app key; quotas replace those that it had."""
         return self._json(AppCreated, "POST", "/v1/apps", json=CreateApp(name=name, quotas=quotas).model_dump())
+
+    def new_app_key(self, name: str, generation: int) -> AppKeys:
+        """Make an app's next generation of keys (operator's key); those of before stay good until they are revoked."""
+        return self._json(AppKeys, "PUT", f"/v1/apps/{name}/keys/{generation}")
+
+    def revoke_app_key(self, name: str, generation: int) -> None:
+        """Revoke an app's keys of a generation (operator's key)."""
+        self._send("DELETE", f"/v1/apps/{name}/keys/{generation}")
+
+    def signing_keys(self) -> SigningKeysReply:
+        """List the keys that sign tokens (operator's key)."""
+        return self._json(SigningKeysReply, "GET", "/v1/keys")
+
+    def rotate_keys(self, *, retire_old: bool = False) -> SigningKeysReply:
+        """Make a new signing key (operator's key)."""
+        return self._json(SigningKeysReply, "POST", "/v1/keys", json={"retire_old": retire_old})
+
+    def retire_key(self, kid: str) -> SigningKeysReply:
+        """Retire a signing key at once (operator's key)."""
+        return self._json(SigningKeysReply, "DELETE", f"/v1/keys/{kid}")
+
+    def revoke_device(self, device_id: str) -> None:
+        """Refuse a device's tokens, and its enrolment until it is readmitted."""
+        self._send("DELETE", f"/v1/devices/{device_id}")
+
+    def readmit_device(self, device_id: str) -> None:
+        """Let a revoked device enrol again."""
+        self._send("POST", f"/v1/devices/{device_id}/readmit")
+
+    def revoke_tokens(self, issued_before: float | None = None) -> RevokeTokensReply:
+        """Refuse the tokens of all the app's devices that enrolled before an instant, None: now."""
+        return self._json(RevokeTokensReply, "POST", "/v1/devices/revoke", json={"issued_before": issued_before})
+
+    def set_attestation(self, attestation: str | dict[str, Any]) -> AttestationReply:
+        """Have the app's devices attest: a verifier's name, or a mapping with its name and fields."""
+        return self._json(AttestationReply, "PUT", "/v1/attestation", json={"attestation": attestation})
 
     def put_model(self, model: str, plan: TrainingPlan) -> ModelInfo:
         """Create a model, or give it a new plan from the next round on."""

@@ -16,11 +16,25 @@ from flsys_ray.cloud.service import Cloud
 from flsys_ray.core.scheduling.base import SCHEDULERS, Scheduler
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
+from serve_apps.front import open_way
+from serve_apps.listener import Address, listening
 
 if TYPE_CHECKING:
     AnyScheduler = Scheduler
 else:
     AnyScheduler = SCHEDULERS.union("contention_aware")
+
+
+BUSY_S = 5.0
+
+
+class Listen(BaseModel):
+    """An address of every node at which its replicas listen themselves, beside Serve's ingress."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
 
 
 class Args(BaseModel):
@@ -31,6 +45,8 @@ class Args(BaseModel):
     store: str
     replicas: int = Field(1, ge=1)
     max_ongoing_requests: int = Field(64, ge=1)
+    max_queued_requests: int = Field(256, ge=1, description="at each proxy or replica; more are refused at once")
+    listen: Listen | None = None
     idle_s: float = Field(
         IDLE_S, ge=1, description="a model without calls and without work is passivated after so long"
     )
@@ -44,12 +60,19 @@ def build(args: Args) -> Application:
     terms = Terms(args.scheduling, args.assignments_per_check_in)
 
     def app() -> FastAPI:
-        return create_app(Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter()))
+        lifespan = listening(Address(args.listen.host, args.listen.port)) if args.listen is not None else None
+        cloud = Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter())
+        made = create_app(cloud, lifespan=lifespan)
+        if made.short_way is not None:
+            open_way(made.short_way)
+        return made
 
     deployment = serve.deployment(
         name="api",
         num_replicas=args.replicas,
         max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        backpressure_config={"retry_after_s": BUSY_S},
         ray_actor_options={"num_cpus": 0.1},
     )
     bound: Application = deployment(serve.ingress(app)()).bind()

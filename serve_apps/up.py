@@ -1,6 +1,7 @@
 """Starts the cloud on this machine, or deploys it to a running Ray cluster, and takes it down again."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from actors.model_actor import IDLE_S
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import set_operator_key
 from flsys_ray.storage.uri import open_store
-from serve_apps.cloud import Args, build
+from serve_apps.cloud import Args, Listen, build
 
 APPLICATION = "flsys"
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
@@ -49,11 +50,20 @@ def deploy(place: Place, operator_key: str) -> str:
     store = open_store(place.store)
     set_operator_key(store, operator_key)
     _connect(place.address, place.metrics_port)
-    serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": place.port})
-    args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s)
+    here = place.address is None  # its replicas listen themselves then, and nobody calls Serve's proxy
+    port = _free_port(place.host) if here else place.port
+    serve.start(proxy_location="HeadOnly", http_options={"host": place.host, "port": port})
+    listen = Listen(host=place.host, port=place.port) if here else None
+    args = Args(store=place.store, replicas=place.replicas, idle_s=place.idle_s, listen=listen)
     serve.run(build(args), name=APPLICATION, route_prefix="/")
     _wake(place)
     return f"http://{place.host}:{place.port}"
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def remove(address: str, store_uri: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from flsys_ray.cloud.credentials import Device
 from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.model import IDLE_RETRY_S
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.standing import Standing, Standings
@@ -27,6 +28,8 @@ from flsys_ray.errors import NotFound, TryLater
 VIEW_S = 2.0
 SOON_S = 1.0
 KEPT_DEVICES = 10_000
+WAITING = 2_000  # check-ins of one model, at one replica
+TOGETHER = 256
 Answer = CheckInAnswer | TryLater | None
 
 
@@ -56,11 +59,15 @@ class CheckIns:
     standings: Standings
     clock: Callable[[], float]
     terms: Terms = field(default_factory=Terms)
+    _doors: Mailboxes[str, CheckInAnswer] = field(init=False)
     _supply: Supply = field(default_factory=Supply)
     _served: Served = field(default_factory=Served)
     _views: dict[str, tuple[float, Demand]] = field(default_factory=dict)
     _given: OrderedDict[str, dict[str, float]] = field(default_factory=OrderedDict)
     _running: set[asyncio.Task[CheckInAnswer]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._doors = Mailboxes(self._ask_many, limit=WAITING, at_once=TOGETHER)
 
     async def ask(self, device: Device, models: Sequence[str]) -> dict[str, Answer]:
         """Return each model's answer by its id, in the order of `models`: None for one that does not exist."""
@@ -131,7 +138,7 @@ class CheckIns:
 
     async def _ask_one(self, device: Device, model: str, wait_s: float) -> Answer:
         """Return a model's answer, or an error if it is down or busy: it is then asked last for a while."""
-        task = asyncio.ensure_future(self.hosts.model(model).check_in(device.device_id))
+        task = asyncio.ensure_future(self._doors.send(model, device.device_id))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         done, _ = await asyncio.wait({task}, timeout=wait_s)
@@ -148,6 +155,9 @@ class CheckIns:
         if answer.demand is not None:
             self._views[model] = (self.clock(), answer.demand)
         return replace(answer, demand=None)
+
+    async def _ask_many(self, model: str, device_ids: Sequence[str]) -> Sequence[CheckInAnswer]:
+        return await self.hosts.model(model).check_in_many(device_ids)
 
     def _came_late(self, device: Device, late: "asyncio.Task[CheckInAnswer]") -> None:
         """Take note of an assignment that the device was not told of: it is asked for first when it comes again."""

@@ -7,15 +7,16 @@ here; `actors.hosts.RayHosts` has an actor for each.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol, TypeVar
 
+from flsys_ray.cloud.batches import Batch, BatchAnswer
 from flsys_ray.cloud.meter import NO_METER, Meter
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Update, Version
+from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Version
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
@@ -32,8 +33,11 @@ class ModelHandle(Protocol):
     async def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
 
-    async def submit(self, update: Update) -> Counted | Rejected:
-        """Count an update that is in the store already."""
+    async def check_in_many(self, device_ids: Sequence[str]) -> list[CheckInAnswer]:
+        """Devices ask for work, one after the other."""
+
+    async def submit_many(self, batch: Batch) -> BatchAnswer:
+        """Count updates that are in the store already, as if they came one after the other."""
 
     async def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back."""
@@ -124,11 +128,15 @@ class LocalHandle:
 
     async def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
-        return await asyncio.to_thread(self._host.call, lambda model: model.check_in(device_id), CHECK_IN_WAIT_S)
+        return (await self.check_in_many([device_id]))[0]
 
-    async def submit(self, update: Update) -> Counted | Rejected:
-        """Count an update."""
-        return await self._call(lambda model: model.submit(update))
+    async def check_in_many(self, device_ids: Sequence[str]) -> list[CheckInAnswer]:
+        """Devices ask for work."""
+        return await asyncio.to_thread(self._host.call, lambda model: model.check_in_many(device_ids), CHECK_IN_WAIT_S)
+
+    async def submit_many(self, batch: Batch) -> BatchAnswer:
+        """Count updates."""
+        return await self._call(lambda model: model.submit_many(batch))
 
     async def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back."""

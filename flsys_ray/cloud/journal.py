@@ -7,7 +7,7 @@ fence: a round commits *by* its entry.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -119,6 +119,17 @@ class Journal:
         entry = self._read(key)
         self._go_behind(entry)
         return entry
+
+    def take_over(self, clock: Callable[[], float]) -> Head:
+        """Become the model's owner: append behind whoever was. Raises `NotFound`, `OwnershipLost`."""
+        for _ in range(20):
+            head = self.read_tail().head
+            try:
+                self.append("activated", head, clock())
+            except OwnershipLost:
+                continue  # another one activated between reading and appending: take over from it
+            return head
+        raise OwnershipLost(f"model {self.model!r} is being taken over by others all the time: try again", 5.0)
 
     def append(self, kind: Kind, head: Head, at: float, updates: tuple[UpdateLine, ...] = ()) -> Entry:
         """Write the next entry: when it returns, it happened.

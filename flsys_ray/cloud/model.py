@@ -13,20 +13,22 @@ When a write fails half-way this object is no longer to be trusted: it raises `O
 holds it activates a new one from the store.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.batches import Batch, BatchAnswer, OpenRound, submit_stored
 from flsys_ray.cloud.evaluating import Evaluating
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, restored, was_counted, weights_of
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
-from flsys_ray.cloud.offers import CheckInAnswer, Offer
+from flsys_ray.cloud.offers import CheckInAnswer, Offer, offer_of
 from flsys_ray.cloud.recovery import reopened
 from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open_round, round_info
-from flsys_ray.cloud.versions import check_fit, control_of, load_plan, load_program, save_plan, save_version
+from flsys_ray.cloud.versions import check_fit, load_plan, load_program, save_plan, save_version
+from flsys_ray.core.aggregation.partial import Line
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import TrainingPlan
@@ -38,6 +40,7 @@ from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo, UpdateLine
 
 IDLE_RETRY_S = 30.0
+Count = Callable[[Coordinator, float], Counted | Rejected]
 
 
 class DurableModel:
@@ -58,7 +61,7 @@ class DurableModel:
         self._manifest: Manifest | None = None
         self._evaluations = Evaluations(store, model)
         self._evaluating = Evaluating(store, model)
-        self._head = self._take_over()
+        self._head = self._journal.take_over(clock)
         self._plan = load_plan(store, model, self._head.plan_sha256)
         if self._head.version is not None:
             finish_commit(self._journal, self._head.version)
@@ -73,24 +76,25 @@ class DurableModel:
 
     def check_in(self, device_id: str) -> CheckInAnswer:
         """A device asks for work."""
+        return self.check_in_many([device_id])[0]
+
+    def check_in_many(self, device_ids: Sequence[str]) -> list[CheckInAnswer]:
+        """Devices ask for work, one after the other."""
         self.tick()
-        outcome, coordinator = self._check_in(device_id), self._open()
+        outcomes, coordinator = [self._check_in(device_id) for device_id in device_ids], self._open()
         demand = open_demand(coordinator, self._clock()) if coordinator is not None else None
-        return CheckInAnswer(outcome, self._plan.eligibility, demand)
+        return [CheckInAnswer(outcome, self._plan.eligibility, demand) for outcome in outcomes]
 
     def submit(self, update: Update) -> Counted | Rejected:
         """Count an update that is an object of the store already."""
-        self.tick()
-        coordinator = self._open_to(update.assignment)
-        with self._trusted():
-            outcome: Counted | Rejected = Rejected("round-over", IDLE_RETRY_S)
-            if coordinator is not None:
-                outcome = coordinator.submit(update, self._clock())
-            if isinstance(outcome, Rejected) and was_counted(self._journal, update.assignment):
-                outcome = Counted(duplicate=True)
-            self._journal.check_fence()
-        self.tick()
-        return outcome
+        return self._fenced(lambda: [self._submit(update.assignment, lambda c, now: c.submit(update, now))])[0]
+
+    def submit_many(self, batch: Batch) -> BatchAnswer:
+        """Count updates that are objects of the store already, as if they came one after the other."""
+        outcomes = self._fenced(lambda: self._take_in(batch) + [self._submit_line(line) for line in batch.others])
+        coordinator = self._open()
+        now_open = OpenRound(coordinator.round, coordinator.version.number) if coordinator is not None else None
+        return BatchAnswer(tuple(outcomes), now_open)
 
     def give_back(self, assignment: Assignment) -> GivenBack | Rejected:
         """Take an assignment back. Its outcome is made once in the store: an update that came first stays."""
@@ -266,6 +270,35 @@ class DurableModel:
 
     # Inside ------------------------------------------------------------------------------------------------------
 
+    def _fenced(self, count: Callable[[], list[Counted | Rejected]]) -> list[Counted | Rejected]:
+        """Return what `count` says, once it is known that nobody else owns the model."""
+        self.tick()
+        with self._trusted():
+            outcomes = count()
+            self._journal.check_fence()
+        self.tick()
+        return outcomes
+
+    def _take_in(self, batch: Batch) -> list[Counted | Rejected]:
+        """Count what was folded elsewhere; if it is not all to be counted just so, each update by itself."""
+        lines, coordinator = batch.partial.lines, self._open()
+        of_this_plan = batch.plan_sha256 == self._head.round_plan_sha256
+        current = all(line.assignment.round >= self._head.restored_round for line in lines)
+        if coordinator is not None and of_this_plan and current and coordinator.take_in(batch.partial, self._clock()):
+            return [Counted(duplicate=False)] * len(lines)
+        return [self._submit_line(line) for line in lines]
+
+    def _submit_line(self, line: Line) -> Counted | Rejected:
+        return self._submit(line.assignment, lambda c, now: submit_stored(c, self.store, line, now))
+
+    def _submit(self, work: Assignment, count: Count) -> Counted | Rejected:
+        self.tick()
+        coordinator = self._open_to(work)
+        outcome = count(coordinator, self._clock()) if coordinator is not None else Rejected("round-over", IDLE_RETRY_S)
+        if isinstance(outcome, Rejected) and was_counted(self._journal, work):
+            return Counted(duplicate=True)
+        return outcome
+
     def _open(self) -> Coordinator | None:
         """Return the coordinator if a round is open: a draft has none yet, a finished model none any more."""
         return self._coordinator if self._head.state in ("training", "paused") else None
@@ -281,16 +314,6 @@ class DurableModel:
             self._journal.check_fence()
         if self._head.state == "archived":
             raise Conflict(f"model {self.model!r} is archived: nothing changes it any more")
-
-    def _take_over(self) -> Head:
-        for _ in range(20):
-            head = self._journal.read_tail().head
-            try:
-                self._journal.append("activated", head, self._clock())
-            except OwnershipLost:
-                continue  # another one activated between reading and appending: take over from it
-            return head
-        raise OwnershipLost(f"model {self.model!r} is being taken over by others all the time: try again", 5.0)
 
     @contextmanager
     def _trusted(self) -> Iterator[None]:
@@ -369,25 +392,5 @@ class DurableModel:
             outcome = self._evaluating.check_in(head, self._plan, device_id, now) or outcome
         if isinstance(outcome, Rejected):
             return outcome
-        evaluates = is_evaluation(outcome.assignment_id)
-        return Offer(
-            assignment=outcome,
-            program_sha256=str(head.program_sha256),
-            plan_sha256=head.round_plan_sha256,
-            weights_sha256=weights_of(self._journal, head.version, outcome.version),
-            parameters=coordinator.layout.size,
-            local=coordinator.plan.local,
-            serving=head.promoted in (None, outcome.version),
-            control_sha256=None if evaluates else control_of(head.version, coordinator.version),
-        )
-
-
-def create_model(store: ObjectStore, model: str, app_id: str, plan: TrainingPlan, now: float) -> bool:
-    """Create a draft. Returns False if the model was there already; its app must then be checked by the caller."""
-    journal = Journal(store, model)
-    digest = save_plan(store, model, plan)
-    try:
-        journal.append("created", Head(app_id=app_id, plan_sha256=digest, round_plan_sha256=digest), now)
-    except OwnershipLost:
-        return False
-    return True
+        weights = weights_of(self._journal, head.version, outcome.version)
+        return offer_of(head, coordinator, outcome, weights)

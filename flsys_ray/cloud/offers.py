@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from flsys_ray.core.plan import Eligibility, LocalTraining
+from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.versions import control_of
+from flsys_ray.compression.base import Encoding
+from flsys_ray.compression.float32 import FLOAT32
+from flsys_ray.core.coordinator import Coordinator
+from flsys_ray.core.ids import is_evaluation
+from flsys_ray.core.plan import Augmentation, Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
 
@@ -12,7 +18,7 @@ class Offer:
     """An assignment, and all that the device must be told with it.
 
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
-    control to train with, for a rule that carries one.
+    control to train with, for a rule that carries one, `compression` how the plan wants updates encoded.
     """
 
     assignment: Assignment
@@ -23,6 +29,27 @@ class Offer:
     local: LocalTraining
     serving: bool = True
     control_sha256: str | None = None
+    compression: Encoding = FLOAT32
+    augmentation: Augmentation | None = None
+
+
+def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
+    """Return the offer of an assignment that a model's open round gave out."""
+    control, evaluates = None, is_evaluation(work.assignment_id)
+    if head.version is not None and not evaluates:
+        control = control_of(head.version, coordinator.version)
+    return Offer(
+        assignment=work,
+        program_sha256=str(head.program_sha256),
+        plan_sha256=head.round_plan_sha256,
+        weights_sha256=weights_sha256,
+        parameters=coordinator.layout.size,
+        local=coordinator.plan.local,
+        serving=head.promoted in (None, work.version),
+        control_sha256=control,
+        compression=coordinator.plan.compression,
+        augmentation=None if evaluates else coordinator.plan.augmentation,
+    )
 
 
 @dataclass(frozen=True, slots=True)

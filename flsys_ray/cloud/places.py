@@ -1,8 +1,12 @@
 """Where everything lies in the object store.
 
-    secrets/signing.json                            the key that signs tokens and makes app keys
+    secrets/signing.json                            the root of device ids and app keys, and the first signing key
+    secrets/keys.json                               the signing keys in use, once they were rotated
     secrets/operator.json                           the hash of the operator's key
     apps/{app}.json                                 a registered app
+    enrolled/{app}.json                             how many devices an app has
+    revoked/{app}.json                              which of its device tokens are refused
+    devices/{app}/{device}.json                     that a device is counted, and whether it is revoked
     catalog/{model}.json                            that its name is taken
     models/{model}/log/{seq}.json                   the model's event log: its whole state (see `journal`)
     models/{model}/plans/{sha256}.json              plans
@@ -15,11 +19,12 @@
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
     models/{model}/evaluations/{n}/{assignment}.{device}              one by an evaluation assignment of version n
 
-{model} is a model's id, `{app}/{name}`: names are an app's own. The operator's key and an app's quotas may change.
-Nothing else here is ever replaced: every object is made once.
+{model} is a model's id, `{app}/{name}`: names are an app's own. What lies in `secrets/` (but for the root), `apps/`,
+`enrolled/`, `revoked/` and `devices/` may change. Nothing else here is ever replaced: every object is made once.
 """
 
 SIGNING_KEY = "secrets/signing.json"
+SIGNING_KEYS = "secrets/keys.json"
 OPERATOR_KEY = "secrets/operator.json"
 CATALOG = "catalog/"
 MODELS = "models/"
@@ -28,6 +33,21 @@ MODELS = "models/"
 def app(name: str) -> str:
     """Return the key of an app's record."""
     return f"apps/{name}.json"
+
+
+def enrolled(app_id: str) -> str:
+    """Return the key of how many devices an app has."""
+    return f"enrolled/{app_id}.json"
+
+
+def revoked(app_id: str) -> str:
+    """Return the key of which device tokens of an app are refused."""
+    return f"revoked/{app_id}.json"
+
+
+def device(app_id: str, device_id: str) -> str:
+    """Return the key of a device's record."""
+    return f"devices/{app_id}/{device_id}.json"
 
 
 def catalog(app_id: str) -> str:

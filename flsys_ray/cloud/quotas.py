@@ -11,25 +11,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
-from flsys_ray.cloud import places
+from flsys_ray.cloud.apps import AppRecord, AppRecords
 from flsys_ray.cloud.journal import Head
 from flsys_ray.cloud.standing import Standings
-from flsys_ray.errors import AlreadyExists, Changed, Missing, NotFound, QuotaExceeded
-from flsys_ray.storage.base import ObjectStore, check_key
+from flsys_ray.errors import NotFound, QuotaExceeded
 from flsys_ray.wire.schemas import Quotas
 
 FRESH_S = 10.0
 CHECK_IN_RETRY_S = 30.0
 USED_UP_RETRY_S = 3600.0
-
-
-class _AppRecord(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    app_id: str
-    quotas: Quotas = Quotas()
 
 
 @dataclass(slots=True)
@@ -62,38 +52,28 @@ class AppQuotas:
 
     def __init__(
         self,
-        store: ObjectStore,
+        apps: AppRecords,
         standings: Standings,
         models: Callable[[str], Sequence[str]],
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._apps = apps
         self._standings = standings
         self._models = models
         self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
 
-    def register(self, app_id: str, quotas: Quotas | None) -> Quotas:
-        """Make an app's record, or give it other quotas; None leaves those that it has. Returns them. Repeatable."""
-        key = check_key(places.app(app_id))
-        while True:
-            try:
-                present = self._store.get(key)
-                kept = _AppRecord.model_validate_json(present.body).quotas
-                if quotas is None or quotas == kept:
-                    return kept
-                self._store.swap(key, _body(app_id, quotas), present.etag)
-            except Missing:
-                try:
-                    self._store.put_new(key, _body(app_id, quotas or Quotas()))
-                except AlreadyExists:
-                    continue
-            except Changed:
-                continue
-            if (known := self._known.get(app_id)) is not None:
-                known.read_at = float("-inf")
-            return quotas or Quotas()
+    def register(self, app_id: str, quotas: Quotas | None) -> AppRecord:
+        """Make an app's record, or give it other quotas; None leaves those that it has. Returns it. Repeatable."""
+
+        def changed(record: AppRecord) -> AppRecord:
+            return record if quotas is None else record.model_copy(update={"quotas": quotas})
+
+        kept = self._apps.register(app_id, changed)
+        if quotas is not None and (known := self._known.get(app_id)) is not None:
+            known.read_at = float("-inf")
+        return kept
 
     def admit_model(self, app_id: str) -> None:
         """Raises `QuotaExceeded` if an app has as many models as it may; archived ones do not count."""
@@ -169,10 +149,9 @@ class AppQuotas:
 
     def _read(self, app_id: str) -> Quotas:
         try:
-            body = self._store.get(check_key(places.app(app_id))).body
-        except Missing:
+            return self._apps.read(app_id).quotas
+        except NotFound:
             return Quotas()
-        return _AppRecord.model_validate_json(body).quotas
 
     def _heads(self, app_id: str) -> list[Head]:
         found = []
@@ -182,10 +161,6 @@ class AppQuotas:
             except NotFound:
                 continue  # its name is taken, and its log not written yet
         return found
-
-
-def _body(app_id: str, quotas: Quotas) -> bytes:
-    return _AppRecord(app_id=app_id, quotas=quotas).model_dump_json().encode()
 
 
 def _full(app_id: str, used: int, limit: int) -> str:

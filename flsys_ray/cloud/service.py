@@ -10,20 +10,24 @@ from functools import lru_cache
 from typing import TypeVar
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.access import Access
+from flsys_ray.cloud.apps import AppRecords
 from flsys_ray.cloud.checkins import CheckIns, Terms
+from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.enrolment import Enrolment
 from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
-from flsys_ray.cloud.model import create_model
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.ids import is_evaluation, model_id, model_name
-from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.plan import Augmentation, TrainingPlan
 from flsys_ray.core.types import Rejected
 from flsys_ray.errors import Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
@@ -31,10 +35,10 @@ from flsys_ray.storage.base import ObjectStore, check_key, put_same
 from flsys_ray.wire.schemas import (
     AppCreated,
     AssignmentMessage,
+    AugmentationMessage,
     CheckInReply,
     CheckInRequest,
     ControlLink,
-    EnrolReply,
     EvaluationReply,
     EvaluationRequest,
     ModelInfo,
@@ -78,9 +82,11 @@ class Cloud:
         self.hosts = hosts
         self.clock = clock
         self.meter = meter
-        self.credentials = Credentials(store)
+        self.credentials = Credentials(store, clock)
+        self.enrolment = Enrolment(store, self.credentials, clock)
+        self.access = Access(store, self.credentials, clock)
         self.standings = Standings(store, clock)
-        self.quotas = AppQuotas(store, self.standings, self._ids_of, clock)
+        self.quotas = AppQuotas(AppRecords(store), self.standings, self._ids_of, clock)
         self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
         self._listed = lru_cache(maxsize=10_000)(self._look_up)
@@ -88,10 +94,6 @@ class Cloud:
         self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
 
     # Phones ------------------------------------------------------------------------------------------------------
-
-    def enrol(self, app_id: str, installation_id: str) -> EnrolReply:
-        """Give an installed app a device's identity."""
-        return self.credentials.enrol(app_id, installation_id, self.clock())
 
     async def check_in(self, device: Device, request: CheckInRequest) -> CheckInReply:
         """Give a device what work there is, and say when to come back. A model that is down stops no other.
@@ -145,7 +147,7 @@ class Cloud:
     def create_app(self, name: str, quotas: Quotas | None = None) -> AppCreated:
         """Register an app, or find it registered; quotas replace those that it had."""
         kept = self.quotas.register(name, quotas)
-        return AppCreated(app_id=name, key=self.credentials.app_key(name), quotas=kept)
+        return self.access.created(kept)
 
     async def put_model(self, app_id: str, model: str, plan: TrainingPlan) -> tuple[ModelInfo, bool]:
         """Create a model, or give it a new plan. Returns it, and whether it is new.
@@ -293,11 +295,9 @@ class Cloud:
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
+            augmentation=_augmentation(offer.augmentation),
             local=offer.local,
-            upload=UploadLink(
-                url=f"/v1/assignments/{work.assignment_id}/update",
-                max_bytes=max_update_bytes(offer.parameters, control=control is not None),
-            ),
+            upload=_upload(offer),
             deadline_s=max(0.0, work.deadline - self.clock()),
             serving=offer.serving,
         )
@@ -314,6 +314,22 @@ class Cloud:
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))
+
+
+def _augmentation(plan: Augmentation | None) -> AugmentationMessage | None:
+    asked = [transform.model_dump(mode="json") for transform in plan.transforms] if plan is not None else []
+    return AugmentationMessage(transforms=asked) if asked else None
+
+
+def _upload(offer: Offer) -> UploadLink:
+    """Return where an update goes, and in which encodings: the plan's own, or float32."""
+    wanted, control = offer.compression, offer.control_sha256 is not None
+    return UploadLink(
+        url=f"/v1/assignments/{offer.assignment.assignment_id}/update",
+        encodings=list(dict.fromkeys((wanted.name, FLOAT32.name))),
+        compression=None if wanted == FLOAT32 else wanted.model_dump(mode="json"),
+        max_bytes=max_update_bytes(offer.parameters, control=control, encoding=wanted),
+    )
 
 
 async def _if_there(call: Awaitable[T]) -> T | None:

@@ -1,22 +1,35 @@
 """How an update is taken in: checked, made durable, counted - in this order, and repeatable at every point."""
 
 import asyncio
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.batches import Batch, OpenRound, Ready, batch_of, in_order
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
 from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.core.flaws import flaw_of_norm
 from flsys_ray.core.ids import is_evaluation, model_name
 from flsys_ray.core.plan import TrainingPlan
-from flsys_ray.core.types import Rejected, Update
+from flsys_ray.core.types import Counted, Rejected, Update
 from flsys_ray.errors import AlreadyExists, Conflict, FlsysError, Late, Missing, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.schemas import UpdateReply
 from flsys_ray.wire.tensors import decode_update, max_update_bytes
 
+P = ParamSpec("P")
+T = TypeVar("T")
+THREADS = 16  # that write updates, at a replica: syncs of several files share one commit of the file system's journal
+WAITING = 1_000  # durable updates of one model that wait to be counted
+TOGETHER = 64
+KEPT_MODELS = 10_000
 _OUTCOMES: dict[type[FlsysError], str] = {Late: "late", UpdateUnusable: "unusable"}
 
 
@@ -38,12 +51,17 @@ class Updates:
         self._manifest = manifest
         self._plan = plan
         self._meter = meter
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="updates")
+        self._doors: Mailboxes[Ready, Counted | Rejected]
+        self._doors = Mailboxes(self._submit, limit=WAITING, at_once=TOGETHER, together=lambda ready: ready.kind)
+        self._open: OrderedDict[str, OpenRound] = OrderedDict()
 
     def max_bytes(self, ticket: Ticket) -> int:
         """Return the most bytes that the update of an assignment may have."""
         model = ticket.assignment.model
-        control = self._plan(model, ticket.plan_sha256).aggregation.carries_control
-        return max_update_bytes(self._manifest(model, ticket.program_sha256).parameters, control=control)
+        plan = self._plan(model, ticket.plan_sha256)
+        parameters = self._manifest(model, ticket.program_sha256).parameters
+        return max_update_bytes(parameters, control=plan.aggregation.carries_control, encoding=plan.compression)
 
     async def take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
         """Count an update once, however often it comes.
@@ -68,22 +86,45 @@ class Updates:
         return reply
 
     async def _take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
-        update, stored_before = await asyncio.to_thread(self._make_durable, ticket, body)
-        outcome = await self._hosts.model(ticket.assignment.model).submit(update)
+        ready = await self._in_thread(self._make_durable, ticket, body)
+        outcome = await self._doors.send(ticket.assignment.model, ready)
         if not isinstance(outcome, Rejected):
-            return UpdateReply(duplicate=outcome.duplicate or stored_before)
+            return UpdateReply(duplicate=outcome.duplicate or not ready.fresh)
         if outcome.reason == "unusable":
             raise UpdateUnusable(f"update for {model_name(ticket.assignment.model)}: {outcome.detail}")
         raise _late(ticket, outcome.reason)
 
-    def _make_durable(self, ticket: Ticket, body: bytes) -> tuple[Update, bool]:
+    async def _submit(self, model: str, ready: Sequence[Ready]) -> list[Counted | Rejected]:
+        """Have a model count what has gathered. What is folded here it needs only to add."""
+        batch = await self._in_thread(self._fold, model, ready)
+        answer = await self._hosts.model(model).submit_many(batch)
+        self._note_open(model, answer.open)
+        return in_order(ready, answer.outcomes)
+
+    def _fold(self, model: str, ready: Sequence[Ready]) -> Batch:
+        size = ready[0].update.delta.size
+        return batch_of(ready, self._plan(model, ready[0].plan_sha256), size, self._open.get(model))
+
+    def _note_open(self, model: str, now_open: OpenRound | None) -> None:
+        if now_open is None:
+            self._open.pop(model, None)
+            return
+        self._open[model] = now_open
+        self._open.move_to_end(model)
+        while len(self._open) > KEPT_MODELS:
+            self._open.popitem(last=False)
+
+    async def _in_thread(self, use: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(use, *args, **kwargs))
+
+    def _make_durable(self, ticket: Ticket, body: bytes) -> Ready:
         update = self._decode(ticket, body)
         work = ticket.assignment
         key = places.update(work.model, work.round, work.assignment_id, work.device_id)
         if self._clock() <= work.deadline:
             try:
                 self._store.put_new(key, body)
-                return update, False
+                return Ready(update, ticket.plan_sha256, fresh=True)
             except AlreadyExists:
                 pass
         try:
@@ -92,15 +133,18 @@ class Updates:
             raise _late(ticket, "deadline-passed") from None
         if not stored:
             raise _late(ticket, "given-back")
-        return (update if stored == body else self._decode(ticket, stored)), True
+        kept = update if stored == body else self._decode(ticket, stored)
+        return Ready(kept, ticket.plan_sha256, fresh=False)
 
     def _decode(self, ticket: Ticket, body: bytes) -> Update:
         work = ticket.assignment
         layout = self._manifest(work.model, ticket.program_sha256).to_layout()
         plan = self._plan(work.model, ticket.plan_sha256)
         try:
-            control = plan.aggregation.carries_control
-            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control)
+            control, accepted = plan.aggregation.carries_control, (plan.compression,)
+            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control, accepted=accepted)
+            if flaw := flaw_of_norm(decoded.delta, plan):
+                raise UpdateUnusable(flaw)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)

@@ -71,6 +71,32 @@ def run_many(
     )
 
 
+@many.command()
+def revoke(
+    device_id: Annotated[str | None, typer.Argument(help="One device; without it, --all.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All tokens that there are now: devices may enrol again.")
+    ] = False,
+    url: Url = None,
+    app_key: AppKey = None,
+) -> None:
+    """Refuse a device's tokens and, until `flsys devices readmit`, its enrolment; or all tokens of an app."""
+    if (device_id is None) == (not every):
+        raise InvalidInput("name one device, or say --all")
+    with developer(url, app_key) as cloud:
+        if device_id is None:
+            cloud.revoke_tokens()
+        else:
+            cloud.revoke_device(device_id)
+
+
+@many.command()
+def readmit(device_id: str, url: Url = None, app_key: AppKey = None) -> None:
+    """Let a revoked device enrol again."""
+    with developer(url, app_key) as cloud:
+        cloud.readmit_device(device_id)
+
+
 def _run(
     count: int,
     data: str | None,

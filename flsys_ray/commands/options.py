@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from flsys_ray.commands.state import running
+from flsys_ray.commands.state import kept_operator_key, running
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import InvalidInput
 
@@ -50,6 +50,14 @@ def developer(url: str | None, app_key: str | None) -> DeveloperClient:
     if not app_key:
         raise InvalidInput("no app key: give --app-key, or set FLSYS_APP_KEY to what `flsys app create` printed")
     return client(url, app_key)
+
+
+def operator(url: str | None, given: str | None) -> DeveloperClient:
+    """Return a client with the operator's key. Raises `InvalidInput` if it was not given and is not kept here."""
+    key = given or kept_operator_key()
+    if not key:
+        raise InvalidInput("no operator key on this machine: give --operator-key, or set FLSYS_OPERATOR_KEY")
+    return client(url, key)
 
 
 def client(url: str | None, key: str) -> DeveloperClient:

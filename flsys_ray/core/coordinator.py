@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from flsys_ray.core.aggregation.partial import Line, Partial, contribution_of
 from flsys_ray.core.distinct import DistinctCount
 from flsys_ray.core.flaws import flaw_of
 from flsys_ray.core.ids import assignment_id, is_turn_of
 from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.core.ledger import Entry, Ledger
 from flsys_ray.core.pacing.base import RoundView
+from flsys_ray.core.pacing.steering import SOON_S, retry_after_s, round_over_in_s
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
@@ -28,7 +30,6 @@ from flsys_ray.core.step import committed, prepared
 from flsys_ray.core.types import (
     Assignment,
     Commit,
-    Contribution,
     Counted,
     Counters,
     GivenBack,
@@ -41,7 +42,6 @@ from flsys_ray.core.types import (
 )
 from flsys_ray.core.updates import HeldUpdates, UpdateReader
 
-SOON_S = 1.0
 CANDIDATE_ROUNDS = 8  # who came by in the last 8 to 16 rounds is a candidate of this one
 
 
@@ -164,26 +164,44 @@ class Coordinator:
         given out before a restart: it is taken in as if it had been assigned here.
         """
         work = update.assignment
-        refusal = self.misplaced(work, now)
-        if refusal is not None:
+        if (answer := self.answer(work, now)) is not None:
+            return answer
+        flaw = flaw_of(update, self.layout.size, self.plan)
+        if flaw:
+            return self._rejected("unusable", work.device_id, now, flaw)
+        self._record(Entry(work, "counted", self._add(update), update.loss, update.num_bytes), now)
+        return Counted(duplicate=False)
+
+    def answer(self, work: Assignment, now: float) -> Counted | Rejected | None:
+        """Return what an update of this assignment comes to whatever it holds; None if it must be looked at."""
+        if (refusal := self.misplaced(work, now)) is not None:
             return refusal
         outcome = self._ledger.outcome(work.assignment_id)
         if outcome == "counted":
             return Counted(duplicate=True)
         if outcome == "given-back":
             return self._rejected("given-back", work.device_id, now)
-        if self.counters.counted >= self.plan.pacing.max_updates:
-            return self._rejected("round-over", work.device_id, now)
-        flaw = flaw_of(update, self.layout.size, self.plan)
-        if flaw:
-            return Rejected("unusable", self._retry_after_s(work.device_id, now), flaw)
-        self._record(Entry(work, "counted", self._add(update), update.loss, update.num_bytes), now)
-        return Counted(duplicate=False)
+        full = self.counters.counted >= self.plan.pacing.max_updates
+        return self._rejected("round-over", work.device_id, now) if full else None
+
+    def take_in(self, partial: Partial, now: float) -> bool:
+        """Count updates that were folded elsewhere, if one after the other each would be counted with its weight.
+
+        They are durable, and checked against this plan. Returns whether they were counted: if not, nothing has changed.
+        """
+        refs = [self._ref(line) for line in partial.lines]
+        fits = partial.fits(self._ledger, self.plan.pacing, self._view(now)) and self._held is None
+        answers = (self.answer(line.assignment, now) for line in partial.lines)
+        if not fits or [ref.weight for ref in refs] != [*partial.weights] or any(answers):
+            return False
+        self._fold = self.plan.aggregation.merge(self._fold, partial.state)
+        for line, ref in zip(partial.lines, refs, strict=True):
+            self._record(Entry(line.assignment, "counted", ref, line.loss, line.num_bytes), now)
+        return True
 
     def give_back(self, assignment: Assignment, now: float) -> GivenBack | Rejected:
         """A device cannot do its assignment. Its slot is free again."""
-        refusal = self.misplaced(assignment, now)
-        if refusal is not None:
+        if (refusal := self.misplaced(assignment, now)) is not None:
             return refusal
         outcome = self._ledger.outcome(assignment.assignment_id)
         if outcome == "counted":
@@ -275,16 +293,15 @@ class Coordinator:
 
     def _add(self, update: Update) -> UpdateRef:
         """Fold an update in, with the weight that its age leaves it."""
-        work = update.assignment
-        examples = min(update.num_examples, self.plan.limits.max_examples)
-        staleness = self.version.number - work.version if work.round != self.round else 0
-        weight = examples if self._staleness is None else self._staleness.weight.units(examples, staleness)
-        measures = (weight, update.loss, update.num_steps)
-        contribution = Contribution(work.assignment_id, update.delta, *measures, control=update.control)
-        self._fold = self.plan.aggregation.add(self._fold, contribution)
+        ref = self._ref(Line.of(update))
+        self._fold = self.plan.aggregation.add(self._fold, contribution_of(update, ref.weight))
         if self._held is not None:
-            self._held.hold(work.assignment_id, update.delta)
-        return UpdateRef(work.assignment_id, work.device_id, examples, update.sha256, weight, staleness)
+            self._held.hold(ref.assignment_id, update.delta)
+        return ref
+
+    def _ref(self, line: Line) -> UpdateRef:
+        stale = line.assignment.round != self.round
+        return line.ref(self.plan, self.version.number - line.assignment.version if stale else 0)
 
     def _record(self, entry: Entry, now: float) -> None:
         """Set what became of an assignment. The first one of a round starts its clock."""
@@ -305,14 +322,8 @@ class Coordinator:
         turn = 0
         while self._ledger.outcome(key := assignment_id(self.model, self.round, device_id, turn)) is not None:
             turn += 1
-        return Assignment(
-            assignment_id=key,
-            model=self.model,
-            round=self.round,
-            version=self.version.number,
-            device_id=device_id,
-            deadline=self.plan.pacing.assignment_deadline(view),
-        )
+        deadline = self.plan.pacing.assignment_deadline(view)
+        return Assignment(key, self.model, self.round, self.version.number, device_id, deadline)
 
     def _may_count(self, work: Assignment, version: int) -> bool:
         """Whether an update may count in a round of a version, or in a later one."""
@@ -324,30 +335,14 @@ class Coordinator:
             return "round-full"
         if self.asked_at is None:
             self.asked_at = view.now
-        candidacy = Candidacy(
-            device_id=device_id,
-            seed=self.plan.seed,
-            round=self.round,
-            slots=pacing.slots,
-            candidates=self.candidates,
-            elapsed_fraction=pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at))),
-        )
+        elapsed = pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at)))
+        candidacy = Candidacy(device_id, self.plan.seed, self.round, pacing.slots, self.candidates, elapsed)
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
 
-    def _rejected(self, reason: Reason, device_id: str, now: float) -> Rejected:
-        return Rejected(reason, self._retry_after_s(device_id, now))
-
-    def _retry_after_s(self, device_id: str, now: float) -> float:
-        """Pace steering: half of the time until the open round will probably be over, spread by a device's own jitter.
-
-        Half, since rounds that wait for devices which were told to wait would get longer from round to round.
-        """
-        view = self._view(now)
-        left = self.plan.pacing.deadline(view) - now
-        if self._last_duration_s is not None:
-            left = min(left, view.started_at + self._last_duration_s - now)
-        jitter = unit(self.plan.seed, "retry", self.round, device_id)
-        return max(SOON_S, left / 2) * (0.75 + 0.5 * jitter)
+    def _rejected(self, reason: Reason, device_id: str, now: float, detail: str = "") -> Rejected:
+        lot = unit(self.plan.seed, "retry", self.round, device_id)
+        wait_s = round_over_in_s(self.plan.pacing, self._view(now), self._last_duration_s)
+        return Rejected(reason, retry_after_s(wait_s, lot), detail)
 
     def _commit(self) -> Commit:
         version, delta = committed(self.version, self._fold, self._updates, self.layout, self.plan)
@@ -368,19 +363,16 @@ class Coordinator:
 
     def _summary(self, commit: Commit | None, going_on: int, now: float) -> RoundSummary:
         counters = self.counters
-        examples, losses = [], []
-        for entry in self._ledger.counted():
-            if entry.ref is not None:
-                examples.append(entry.ref.num_examples)
-                losses.append(entry.loss * entry.ref.num_examples)
+        counted = [(entry.loss, entry.ref.num_examples) for entry in self._ledger.counted() if entry.ref is not None]
+        examples = sum(count for _, count in counted)
         return RoundSummary(
             round=self.round,
             version=self.version.number,
             opened_at=self.opened_at,
             closed_at=now,
             counters=replace(counters, late=counters.late + counters.pending - going_on, pending=going_on),
-            num_examples=sum(examples),
-            mean_loss=sum(losses) / sum(examples) if examples else None,
+            num_examples=examples,
+            mean_loss=sum(loss * count for loss, count in counted) / examples if counted else None,
             update_bytes=self.update_bytes,
             commit=commit,
         )

@@ -31,6 +31,16 @@ class Entry:
         return self.assignment.assignment_id
 
 
+def moved(counters: Counters, before: Outcome | None, after: Outcome) -> Counters:
+    """Return the counters when an assignment's outcome changes; None before: it was not known."""
+    amounts = {field.name: getattr(counters, field.name) for field in fields(Counters)}
+    amounts["assigned"] += before is None
+    if before is not None:
+        amounts[_COUNTER[before]] -= 1
+    amounts[_COUNTER[after]] += 1
+    return Counters(**amounts)
+
+
 class Ledger:
     """The entries of the open round, its counters, and how earlier assignments ended that may be heard of again."""
 
@@ -76,12 +86,7 @@ class Ledger:
         if entry.outcome == "pending":
             self._in_hand[entry.assignment.device_id] = entry.key
             self._soonest = min(self._soonest, entry.assignment.deadline)
-        amounts = {field.name: getattr(self.counters, field.name) for field in fields(Counters)}
-        amounts["assigned"] += before is None
-        if before is not None:
-            amounts[_COUNTER[before.outcome]] -= 1
-        amounts[_COUNTER[entry.outcome]] += 1
-        self.counters = Counters(**amounts)
+        self.counters = moved(self.counters, before.outcome if before is not None else None, entry.outcome)
 
     def settle(self, entry: Entry) -> None:
         """Remember how an assignment of an earlier round ended. It is in no counter."""

@@ -28,9 +28,12 @@ E = TypeVar("E", bound=Extension)
 
 
 class Registry(Generic[E]):
-    """The concrete subclasses of `base` in the modules of `package`, by name."""
+    """The concrete subclasses of `base` in the modules of `package`, by name.
 
-    def __init__(self, base: type[E], package: str) -> None:
+    A base that lies outside of the core is given by its name in the package's module `base`.
+    """
+
+    def __init__(self, base: type[E] | str, package: str) -> None:
         self.base = base
         self.package = package
 
@@ -42,8 +45,11 @@ class Registry(Generic[E]):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()
+        base = self.base
+        if isinstance(base, str):
+            base = getattr(importlib.import_module(f"{self.package}.base"), base)
         found: dict[str, type[E]] = {}
-        for kind in _concrete(self.base):
+        for kind in _concrete(base):
             name = kind.model_fields["name"].default
             if found.setdefault(name, kind) is not kind:
                 raise TypeError(f"{self.package}: {kind.__qualname__} and {found[name].__qualname__} are both {name!r}")

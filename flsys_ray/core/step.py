@@ -15,9 +15,10 @@ from flsys_ray.core.updates import UpdateReader
 
 def prepared(version: Version, plan: TrainingPlan) -> Version:
     """Return a version with the control that the plan's rule goes on from: zeros where it has none yet."""
-    if not plan.aggregation.carries_control:
-        return replace(version, control=None)
-    return version if version.control is not None else replace(version, control=np.zeros_like(version.parameters))
+    carries = plan.aggregation.carries_control
+    if carries == (version.control is not None):
+        return version
+    return replace(version, control=np.zeros_like(version.parameters) if carries else None)
 
 
 def committed(

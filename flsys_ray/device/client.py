@@ -15,10 +15,12 @@ import tenacity
 from pydantic import ValidationError
 
 from flsys_ray.core.rng import unit
+from flsys_ray.device.attestation import Attest
 from flsys_ray.errors import (
     InvalidInput,
     TryLater,
 )
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.answers import error_of
 from flsys_ray.wire.schemas import (
     ASSIGNMENT_HEADER,
@@ -35,6 +37,7 @@ from flsys_ray.wire.schemas import (
     UpdateReply,
 )
 
+ATTEST_RETRY_S = 60.0
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 
 T = TypeVar("T")
@@ -97,10 +100,16 @@ class CloudClient:
     retry: RetryPolicy = RetryPolicy()
     traffic: Traffic = field(default_factory=Traffic)
 
-    def enrol(self, app_key: str, installation_id: str) -> EnrolReply:
-        """Take part as a device. Raises `Unauthenticated` for a wrong app key."""
-        body = EnrolRequest(installation_id=installation_id)
-        return self._message("POST /v1/devices", app_key, EnrolReply, body)
+    def enrol(self, app_key: str, installation_id: str, attest: Attest | None = None) -> EnrolReply:
+        """Take part as a device; with `attest`, prove what it is.
+
+        Raises `Unauthenticated` for a wrong key, `Forbidden` if the device is revoked or its evidence is not good.
+        """
+        return self._attempts(lambda: self._enrol(app_key, installation_id, attest))
+
+    def renew(self, token: str) -> EnrolReply:
+        """Get another token for the present one. Raises `Unauthenticated`, `Forbidden` if the device is revoked."""
+        return self._attempts(lambda: _parse(EnrolReply, self.send("POST", "/v1/devices/token", token, {})))
 
     def check_in(self, token: str, request: CheckInRequest) -> CheckInReply:
         """Say what the device could do now."""
@@ -171,6 +180,19 @@ class CloudClient:
         method, path = route.split(" ", 1)
         full = {"Content-Type": "application/json", **(headers or {})}
         return self._attempts(lambda: _parse(kind, self.send(method, path, token, full, _json(request))))
+
+    def _enrol(self, app_key: str, installation_id: str, attest: Attest | None) -> EnrolReply:
+        # Evidence is good once: an attempt whose answer was lost is followed by one with another nonce.
+        request = EnrolRequest(installation_id=installation_id)
+        if attest is not None:
+            found = _parse(NonceReply, self.send("POST", "/v1/devices/nonce", app_key, {}))
+            try:
+                evidence = attest(installation_id, found.nonce)
+            except Exception as error:  # the app's own code, and a platform service that may be away
+                raise TryLater(f"the app gave no evidence ({type(error).__name__})", ATTEST_RETRY_S) from error
+            request = EnrolRequest(installation_id=installation_id, nonce=found.nonce, attestation=evidence)
+        headers = {"Content-Type": "application/json"}
+        return _parse(EnrolReply, self.send("POST", "/v1/devices", app_key, headers, _json(request)))
 
     def _put_update(self, token: str, url: str, headers: Mapping[str, str], body: bytes) -> UpdateReply:
         return _parse(UpdateReply, self.send("PUT", url, token, headers, body))

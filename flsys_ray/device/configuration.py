@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from flsys_ray.device.attestation import Attest
 from flsys_ray.device.client import RetryPolicy
 from flsys_ray.device.download import FileCache
 from flsys_ray.device.participation import Habits
@@ -19,11 +20,12 @@ class PhoneConfig:
 
     Attributes:
         url: the cloud's address.
-        app_key: the app's key, for enrolling.
+        app_key: the app's enrolment key. (The developer's own key enrols too; do not ship it with an app.)
         models: the models that this app trains and uses.
         sensor_models: those of them that are fed by `add_samples`.
         database_cap_bytes: the most that examples may take; the oldest go first.
         program_cap_bytes: the most that cached programs may take.
+        attest: gives the evidence that the app's `attestation` asks for; None: it asks for none.
         seed: makes the jitter of waits; None: another one each time.
     """
 
@@ -35,6 +37,7 @@ class PhoneConfig:
     program_cap_bytes: int = 64 * MEBIBYTE
     habits: Habits = field(default_factory=Habits)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    attest: Attest | None = field(default=None, repr=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """The phone's local database: one SQLite file, readable by its owner only.
 
 Everything that a phone must remember over a kill is here: identity, consent, assignments and finished deltas, the
-examples, controls and personal parameters. Raw data never leave it: the code that talks to the network (`client`,
-`download`) is given no database.
+examples, controls, residuals and personal parameters. Raw data never leave it: the code that talks to the network
+(`client`, `download`) is given no database.
 
 A transaction is durable when it returns (WAL, `synchronous=FULL`); deleted content is overwritten (`secure_delete`).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flsys_ray.errors import Conflict
 
-FORMAT = 3
+FORMAT = 4
 
 # Since format 2.
 _PERSONAL = """
@@ -32,6 +32,12 @@ CREATE TABLE personal (
 _CONTROLS = """
 CREATE TABLE controls (model TEXT PRIMARY KEY, control BLOB NOT NULL) WITHOUT ROWID;
 ALTER TABLE assignments ADD COLUMN control BLOB;
+"""
+
+# Since format 4: what the last counted update of a lossy compression left out (safetensors), kept as controls are.
+_RESIDUALS = """
+CREATE TABLE residuals (model TEXT PRIMARY KEY, residual BLOB NOT NULL) WITHOUT ROWID;
+ALTER TABLE assignments ADD COLUMN residual BLOB;
 """
 
 _SCHEMA = """
@@ -92,7 +98,7 @@ class Database:
         if found > FORMAT:
             raise Conflict(f"the phone's database has format {found}, this program reads up to {FORMAT}: update it")
         if found < FORMAT:
-            script = "".join((_SCHEMA, _PERSONAL, _CONTROLS)[found:])
+            script = "".join((_SCHEMA, _PERSONAL, _CONTROLS, _RESIDUALS)[found:])
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={FORMAT};COMMIT;")
 
     @contextmanager

@@ -4,9 +4,9 @@
         └───────────┴──▶ returning ──▶ settled
 
 `trained` holds the very bytes to upload: a repeated upload repeats them. Its evaluation is sent first: the upload may
-end the round. It also holds what the phone's own control becomes: that happens in the transaction that notes "counted",
-once, or not at all. `returning` is a give-back that the cloud has not heard of yet. A settled assignment is remembered,
-so that an old message cannot start it again.
+end the round. It also holds what the phone's own control and residual become: that happens in the transaction that
+notes "counted", once, or not at all. `returning` is a give-back that the cloud has not heard of yet. A settled
+assignment is remembered, so that an old message cannot start it again.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ Ending = Literal["done", "given-back", "late", "refused"]
 BackReason = Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"]
 
 REMEMBERED = 200
+_OWN = {"controls": "control", "residuals": "residual"}  # what changes when an update is counted: table and column
 
 _RETURN = (
     "UPDATE assignments SET state = 'returning', reason = ?1, delta = NULL, evaluation = NULL"
@@ -53,7 +54,7 @@ class OpenAssignment:
 class FinishedWork:
     """What training left: the bytes to upload, the evaluation to report, and the newest example that it knew.
 
-    `control` is the phone's own once the update is counted, if the assignment has one.
+    `control` and `residual` are the phone's own once the update is counted, if there are any.
     """
 
     delta: bytes
@@ -61,6 +62,7 @@ class FinishedWork:
     finished_at: float
     last_example_id: int
     control: bytes | None = None
+    residual: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,9 @@ class Journal:
         text = work.evaluation.model_dump_json() if work.evaluation else None
         with self.database.transaction():
             stored = self.database.write(
-                "UPDATE assignments SET state = 'trained', delta = ?, evaluation = ?, control = ?"
+                "UPDATE assignments SET state = 'trained', delta = ?, evaluation = ?, control = ?, residual = ?"
                 " WHERE assignment_id = ? AND state = 'assigned' AND settled_at IS NULL AND delta IS NULL",
-                (work.delta, text, work.control, item.id),
+                (work.delta, text, work.control, work.residual, item.id),
             )
             if stored:
                 self._touch(item.message.model)
@@ -170,13 +172,14 @@ class Journal:
         self.database.write(f"{_RETURN} AND (?2 IS NULL OR model = ?2)", (reason, model))
 
     def counted(self, assignment_id: str, now: float, detail: str = "") -> None:
-        """Close an assignment whose update is counted: what it made of the phone's own control holds from now on."""
+        """Close an assignment whose update is counted: what it made of control and residual holds from now on."""
         with self.database.transaction():
-            self.database.write(
-                "INSERT OR REPLACE INTO controls (model, control) SELECT model, control FROM assignments"
-                " WHERE assignment_id = ? AND settled_at IS NULL AND control IS NOT NULL",
-                (assignment_id,),
-            )
+            for table, column in _OWN.items():
+                self.database.write(
+                    f"INSERT OR REPLACE INTO {table} (model, {column}) SELECT model, {column} FROM assignments"
+                    f" WHERE assignment_id = ? AND settled_at IS NULL AND {column} IS NOT NULL",
+                    (assignment_id,),
+                )
             self.settle(assignment_id, "done", now, detail)
 
     def control(self, model: str) -> bytes | None:
@@ -184,12 +187,17 @@ class Journal:
         found = self.database.row("SELECT control FROM controls WHERE model = ?", (model,))
         return found[0] if found and isinstance(found[0], bytes) else None
 
+    def residual(self, model: str) -> bytes | None:
+        """Return what the phone's last counted update left out (safetensors), None if it left nothing out."""
+        found = self.database.row("SELECT residual FROM residuals WHERE model = ?", (model,))
+        return found[0] if found and isinstance(found[0], bytes) else None
+
     def settle(self, assignment_id: str, ending: Ending, now: float, detail: str = "") -> None:
         """Close an assignment; its token and bytes are deleted, its id is remembered."""
         with self.database.transaction():
             self.database.write(
                 "UPDATE assignments SET settled_at = ?, state = ?, detail = ?, message = NULL, delta = NULL,"
-                " evaluation = NULL, control = NULL WHERE assignment_id = ? AND settled_at IS NULL",
+                " evaluation = NULL, control = NULL, residual = NULL WHERE assignment_id = ? AND settled_at IS NULL",
                 (now, ending, detail[:500], assignment_id),
             )
             self.database.write(
@@ -209,7 +217,8 @@ class Journal:
         with self.database.transaction():
             self.database.write("DELETE FROM assignments")
             self.database.write("DELETE FROM personal")
-            self.database.write("DELETE FROM controls")
+            for table in _OWN:
+                self.database.write(f"DELETE FROM {table}")
             self.database.write(
                 "UPDATE models SET version = NULL, weights_sha256 = NULL, program_sha256 = NULL, refreshed_at = 0,"
                 " eligibility = NULL"
@@ -230,15 +239,16 @@ class Journal:
         return bool(found and found[0])
 
     def set_consent(self, model: str, *, granted: bool) -> None:
-        """Record the user's decision; a withdrawal ends open work, and deletes personal parameters and controls."""
+        """Record the user's decision; a withdrawal ends open work, and deletes all that training left here."""
         with self.database.transaction():
             self._touch(model)
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
                 self.database.write("DELETE FROM personal WHERE model = ?", (model,))
-                self.database.write("DELETE FROM controls WHERE model = ?", (model,))
-                self.database.write("UPDATE assignments SET control = NULL WHERE model = ?", (model,))
+                for table, column in _OWN.items():
+                    self.database.write(f"DELETE FROM {table} WHERE model = ?", (model,))
+                    self.database.write(f"UPDATE assignments SET {column} = NULL WHERE model = ?", (model,))
 
     def eligibility(self, model: str) -> Eligibility:
         """Return the newest known eligibility of the model's plan; a plan's default before the first check-in."""

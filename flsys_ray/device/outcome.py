@@ -5,6 +5,7 @@ from typing import Literal
 
 Kind = Literal[
     "enrolled",
+    "renewed",  # there is a new token
     "checked-in",  # `detail`: how many assignments it brought
     "downloaded",  # program and base version are on the phone
     "trained",  # the update is on the disk, not yet uploaded

@@ -4,6 +4,7 @@ All state is in the journal. `step` does one thing and says when it wants to be 
 between any two lines: the next `step`, in a new process, reads the journal and goes on. What it does, in this order:
 
     no identity         enrol
+    a token grows old   renew it, between two assignments
     open work           deliver what is finished, give back what is hopeless, download, train
     nothing open        fetch the newest version, for inference, if the one at hand has become old
                         compare a new one with the phone's own parameters; with the habit, personalise it
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from flsys_ray.device.augmenting import transforms_of
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, Obstacle, eligible
 from flsys_ray.device.controls import Controls
@@ -26,16 +28,17 @@ from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
 from flsys_ray.device.personal import Personaliser
-from flsys_ray.device.trainer import LocalResult, evaluate_per_class, train_assignment
+from flsys_ray.device.trainer import Carried, LocalResult, evaluate_per_class, train_assignment
+from flsys_ray.device.uploads import chosen_encoding
 from flsys_ray.device.versions import Versions
-from flsys_ray.errors import FlsysError, TryLater, Unauthenticated
+from flsys_ray.errors import FlsysError, Forbidden, TryLater, Unauthenticated
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
 
 PAUSED_S = 3600.0
 LONGEST_WAIT_S = 86_400.0
 ASKING_S = 86_400.0  # so long after its deadline an upload is repeated to learn whether it was counted, if a control
-# depends on that: the answer to an earlier one may have been lost
+# or a residual depends on that: the answer to an earlier one may have been lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,13 @@ class Participation:
         if items:
             return self._first_that_moves(items, stopping)
         # Check-ins come as often as the cloud asks: what comes rarely goes before them, or would never have its turn.
-        return self._refresh(now) or self._personalise(now, stopping) or self._check_in(now) or self._wait(now)
+        return (
+            self._renew(now)
+            or self._refresh(now)
+            or self._personalise(now, stopping)
+            or self._check_in(now)
+            or self._wait(now)
+        )
 
     def _first_that_moves(self, items: Sequence[OpenAssignment], stopping: Callable[[], bool]) -> Outcome:
         """One model's troubles must not hold up another's work."""
@@ -130,7 +139,7 @@ class Participation:
     def _hopeless(self, item: OpenAssignment, now: float) -> BackReason | None:
         """Return why nothing can come of an assignment any more, None if something can."""
         model = item.message.model
-        if now >= item.deadline_at + (ASKING_S if item.state == "trained" and item.message.control else 0.0):
+        if now >= item.deadline_at + (ASKING_S if item.state == "trained" and _leaves_a_state(item) else 0.0):
             return "out-of-time"
         if not self.journal.consent(model):
             return "withdrawn"
@@ -138,8 +147,8 @@ class Participation:
             return None
         if item.starts >= self.habits.max_starts:
             return "restarted"
-        if item.message.augmentation is not None:
-            return "failed"  # this phone cannot mix in a shared set, and must not train as if there were none
+        if transforms_of(item.message) is None:
+            return "failed"  # this phone cannot augment as it is asked, and must not train as if it had
         obstacles = self._obstacles(model, now)
         if obstacles == ("too-few-examples",):
             return "not-enough-data"
@@ -199,7 +208,7 @@ class Participation:
         if result.update is None:
             return self._stopped(item)
         now = self.clock.now()
-        work = FinishedWork(result.update, result.evaluation, now, last_example_id, result.control)
+        work = FinishedWork(result.update, result.evaluation, now, last_example_id, result.control, result.residual)
         if not self.journal.trained(item, work):  # consent was withdrawn in the meantime
             return Outcome("interrupted", now, now, item.message.model, item.id)
         about = (item.message.model, item.id, "", result.num_examples, result.loss)
@@ -221,7 +230,8 @@ class Participation:
 
         server = self.versions.control(message)
         controls = Controls(server, self.journal.control(message.model)) if server is not None else None
-        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, controls)
+        carried = Carried(controls, self.journal.residual(message.model))
+        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, carried)
 
     def _stopped(self, item: OpenAssignment) -> Outcome:
         now = self.clock.now()
@@ -233,6 +243,17 @@ class Participation:
         return Outcome("interrupted", now, now, item.message.model, item.id)
 
     # Between assignments ------------------------------------------------------------------------------------------
+
+    def _renew(self, now: float) -> Outcome | None:
+        if not self.identity.renewal_due:
+            return None
+        try:
+            self.identity.renew()
+        except Forbidden:
+            raise
+        except FlsysError:  # the present token is good for a long while yet
+            return None
+        return Outcome("renewed", now, now)
 
     def _check_in(self, now: float) -> Outcome | None:
         if self._next_check_in_at(now) > now:
@@ -319,3 +340,8 @@ class Participation:
         # Not less than a second: a draw near zero must not make a busy loop.
         delay_s = asked_s + max(1.0, longest_s * self.identity.client.jitter())
         return Outcome("failed", now, now + delay_s, detail=f"{error.code}: {error.message}")
+
+
+def _leaves_a_state(item: OpenAssignment) -> bool:
+    """Whether something of the phone's own changes when the update is counted."""
+    return item.message.control is not None or chosen_encoding(item.message.upload).keeps_error

@@ -94,7 +94,7 @@ class Phone:
         # Not the same waits again after each restart: draws go on where no earlier life of the phone has been.
         jitter = Jitter(seed, drawn=opened * 1_000_000)
         self._client = CloudClient(self._http, self._clock.wait, jitter, config.retry)
-        self._identity = Identity(self._database, self._client, self._clock, config.app_key)
+        self._identity = Identity(self._database, self._client, self._clock, config.app_key, config.attest)
         files = shared.program_files or FileCache(self._folder / "programs", config.program_cap_bytes)
         weights = FileCache(self._folder / "weights")
         self._versions = Versions(self._identity, self._journal, self._clock, files, weights, shared.programs)

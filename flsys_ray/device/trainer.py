@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
+from flsys_ray.device.augmenting import Augment, augmenting
 from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.examples import Batch
+from flsys_ray.device.uploads import Told, Upload, compressed
 from flsys_ray.errors import DataInvalid, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_tokenizer
 from flsys_ray.programs.runner import Evaluated, Program, Trained
@@ -46,10 +48,11 @@ class DeviceProgram(Protocol):
         max_steps: int | None,
         should_stop: Callable[[], bool],
         correction: Vector | None = None,
+        augment: Augment | None = None,
     ) -> Trained:
         """Train from `parameters` [P] on x [N, ...], y [N]; `should_stop` is asked before each step.
 
-        `correction` [P] is added to the gradient of each step.
+        `correction` [P] is added to the gradient of each step. `augment` makes the x of each epoch.
         """
 
     def evaluate(self, parameters: Vector, x: NDArray[Any], y: NDArray[Any]) -> Evaluated:
@@ -92,7 +95,7 @@ class Programs:
 class LocalResult:
     """The outcome of local training. `update` are the bytes to upload, None if it was stopped before its end.
 
-    `control` is the phone's own (safetensors) once the update is counted, if the assignment has one.
+    `control` and `residual` are the phone's own (safetensors) once the update is counted, if there are any.
     """
 
     update: bytes | None
@@ -100,6 +103,15 @@ class LocalResult:
     loss: float
     evaluation: EvaluationRequest | None
     control: bytes | None = None
+    residual: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a phone has of a model from its counted updates: for a rule with controls, for a lossy compression."""
+
+    controls: Controls | None = None
+    residual: bytes | None = None
 
 
 def train_assignment(
@@ -108,11 +120,9 @@ def train_assignment(
     assignment: AssignmentMessage,
     parts: tuple[Batch, Batch | None],
     should_stop: Callable[[], bool],
-    controls: Controls | None = None,
+    carried: Carried = Carried(),
 ) -> LocalResult:
     """Train an assignment's base version on `parts` (training, held-out); evaluate the base version on the second.
-
-    `controls` are read for an assignment that names a control.
 
     Raises:
         UpdateUnusable: the base version is not of this program, training diverged, or the delta is not finite.
@@ -121,7 +131,7 @@ def train_assignment(
     training, held_out = parts
     base = decode_vector(weights, "parameters", program.manifest.parameters)
     local = assignment.local
-    pair = decode_controls(controls, program.manifest) if controls is not None else None
+    pair = decode_controls(carried.controls, program.manifest) if carried.controls is not None else None
     trained = program.train(
         base,
         training.x,
@@ -133,6 +143,7 @@ def train_assignment(
         max_steps=local.max_steps,
         should_stop=should_stop,
         correction=pair.correction if pair is not None else None,
+        augment=augmenting(assignment, program.manifest),
     )
     count = len(training.y)
     if not trained.completed:
@@ -141,10 +152,14 @@ def train_assignment(
     if not np.isfinite(delta).all() or not np.isfinite(trained.loss):
         raise UpdateUnusable(f"{assignment.model}: the delta of assignment {assignment.assignment_id} is not finite")
     evaluation = _evaluate(program, base, held_out)
-    change = pair.change(delta, trained.steps, local.learning_rate) if pair is not None else None
-    update = encode_update(delta, count, trained.loss, max(1, trained.steps), control=change)
-    own = own_control(pair, change) if pair is not None and change is not None else None
-    return LocalResult(update, count, trained.loss, evaluation, own)
+    told = Told(count, trained.loss, max(1, trained.steps))
+    if pair is None:
+        upload, own = compressed(delta, told, assignment, program.manifest, carried.residual), None
+    else:
+        change = pair.change(delta, trained.steps, local.learning_rate)
+        upload = Upload(encode_update(delta, told.num_examples, told.loss, told.num_steps, control=change))
+        own = own_control(pair, change)
+    return LocalResult(upload.body, count, trained.loss, evaluation, own, upload.residual)
 
 
 def evaluate_per_class(program: DeviceProgram, weights: bytes, batch: Batch) -> EvaluationRequest | None:

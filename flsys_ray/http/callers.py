@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from flsys_ray.cloud.credentials import Device
@@ -34,8 +35,21 @@ def _app_call(cloud: TheCloud, given: Annotated[Given, Depends(_app)]) -> str:
     return cloud.credentials.check_app(_secret(given, "an app key"))
 
 
+def _enroller_call(cloud: TheCloud, given: Annotated[Given, Depends(_app)]) -> str:
+    return cloud.credentials.check_enroller(_secret(given, "an app key or enrolment key"))
+
+
 async def _device_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)]) -> Device:
-    return cloud.credentials.check_device(_secret(given, "a device token"), cloud.clock())
+    return await device_of(cloud, _secret(given, "a device token"))
+
+
+async def device_of(cloud: Cloud, secret: str) -> Device:
+    """Return the device whose token this is, in a thread if that may touch the store. Raises `Unauthenticated`."""
+    now = cloud.clock()
+    device = cloud.credentials.device_at_once(secret, now)
+    if device is None:
+        device = await run_in_threadpool(cloud.credentials.check_device, secret, now)
+    return device
 
 
 def _reader_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)], _: Annotated[Given, Depends(_app)]) -> str:
@@ -64,6 +78,7 @@ def _secret(given: Given, what: str) -> str:
 
 OperatorCall = Depends(_operator_call)
 AppCall = Annotated[str, Depends(_app_call)]
+EnrollerCall = Annotated[str, Depends(_enroller_call)]
 DeviceCall = Annotated[Device, Depends(_device_call)]
 ReaderCall = Annotated[str, Depends(_reader_call)]
 AssignmentToken = Annotated[str, Header(alias=ASSIGNMENT_HEADER, description="the assignment's token")]

@@ -9,9 +9,10 @@ from fastapi.responses import Response
 from flsys_ray.cloud import places
 from flsys_ray.cloud.meter import DOWNLOAD_BYTES
 from flsys_ray.cloud.service import Cloud
-from flsys_ray.http.callers import AppCall, AssignmentToken, DeviceCall, ReaderCall, TheCloud
-from flsys_ray.http.limits import read_body
+from flsys_ray.http.admission import take_in
+from flsys_ray.http.callers import AssignmentToken, DeviceCall, EnrollerCall, ReaderCall, TheCloud
 from flsys_ray.http.objects import FOR_EVER, REVALIDATE, Download, serve
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.schemas import (
     PROGRAM,
     SAFETENSORS,
@@ -51,15 +52,31 @@ async def _send(cloud: Cloud, request: Request, download: Download, labels: tupl
 
 
 @router.post("/devices", status_code=status.HTTP_201_CREATED)
-async def enrol(cloud: TheCloud, app_id: AppCall, body: EnrolRequest) -> EnrolReply:
-    """Enrol an installed app as a device. Asking again gives the same device a fresh token."""
-    return cloud.enrol(app_id, body.installation_id)
+def enrol(cloud: TheCloud, app_id: EnrollerCall, body: EnrolRequest) -> EnrolReply:
+    """Enrol an installed app as a device. Asking again gives the same device a fresh token.
+
+    403: the device was revoked, or the app's devices attest and this one's evidence is not good.
+    """
+    return cloud.enrolment.enrol(app_id, body)
+
+
+@router.post("/devices/nonce", status_code=status.HTTP_201_CREATED)
+def make_nonce(cloud: TheCloud, app_id: EnrollerCall) -> NonceReply:
+    """Get a nonce for the evidence that goes into an enrolment, where the app's phones attest."""
+    return cloud.enrolment.nonce(app_id)
+
+
+@router.post("/devices/token", status_code=status.HTTP_201_CREATED)
+def renew_token(cloud: TheCloud, device: DeviceCall) -> EnrolReply:
+    """Get another token for the present one, before it expires. 403: the device was revoked."""
+    return cloud.enrolment.renew(device)
 
 
 @router.post("/checkins")
-async def check_in(cloud: TheCloud, device: DeviceCall, body: CheckInRequest) -> CheckInReply:
+async def check_in(cloud: TheCloud, device: DeviceCall, request: Request, body: CheckInRequest) -> CheckInReply:
     """Say what the device could do now; get work, and the time to come back."""
-    return await cloud.check_in(device, body)
+    with request.app.state.admission.check_in():
+        return await cloud.check_in(device, body)
 
 
 @router.get("/models/{model}/program/{sha256}", response_class=Response, responses=_file(PROGRAM))
@@ -105,13 +122,7 @@ async def put_update(
     429: the app uploads too much; nothing was read, and the update is welcome after `Retry-After`.
     """
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
-    if cloud.quotas.is_fresh(device.app_id):
-        cloud.quotas.admit_upload(device.app_id)
-    else:
-        await run_in_threadpool(cloud.quotas.admit_upload, device.app_id)
-    body = await read_body(request, cloud.updates.max_bytes(ticket))
-    cloud.quotas.count_upload(device.app_id, len(body))
-    return await cloud.updates.take_in(ticket, body)
+    return await take_in(cloud, request.app.state.admission, request, (device, ticket))
 
 
 @router.delete("/assignments/{assignment_id}", status_code=status.HTTP_204_NO_CONTENT)

@@ -1,16 +1,25 @@
-"""Limits on the bytes of a request's body, counted as they stream: a body is never held before it is known to fit."""
+"""Limits on a request's body: its bytes, counted as they stream, and the time that it may take.
 
+A body is never held before it is known to fit, and a client that sends it drop by drop is sent away.
+"""
+
+import asyncio
 import re
+from collections.abc import Callable
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flsys_ray.errors import InvalidInput, TooLarge
+from flsys_ray.errors import InvalidInput, TooLarge, TryLater
 
 JSON_BYTES = 1024 * 1024
 PROGRAM_BYTES = 64 * 1024 * 1024
+PATIENCE_S = 30.0
+SLOWEST_BYTES_PER_S = 10_000.0  # 80 kbit/s: a phone on a bad day
+SLOW_RETRY_S = 60.0
+TOO_SLOW = "the body came too slowly: try again on a better connection"
 # The whole path: a model may be called "update", and its plan is JSON all the same.
 _COUNTED_BY_THE_ENDPOINT = re.compile(r"/v1/(assignments/[^/]*/update|models/[^/]*/program)")
 
@@ -26,11 +35,17 @@ class JsonBodyLimit:
         if scope["type"] != "http" or _COUNTED_BY_THE_ENDPOINT.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
-        seen = 0
+        seen, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + time_for(JSON_BYTES)
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            try:
+                async with asyncio.timeout_at(None if whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(503, TOO_SLOW, {"Retry-After": f"{SLOW_RETRY_S:.0f}"}) from None
+            whole = not message.get("more_body")
             seen += len(message.get("body", b""))
             if seen > JSON_BYTES:
                 raise HTTPException(413, f"the body has more than {JSON_BYTES} bytes")
@@ -39,19 +54,38 @@ class JsonBodyLimit:
         await self.app(scope, counted, send)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return a request's body. Raises `TooLarge` as soon as it is known to have more than `max_bytes`."""
+def time_for(size: int) -> float:
+    """Return the seconds that a body of so many bytes may take."""
+    return PATIENCE_S + size / SLOWEST_BYTES_PER_S
+
+
+async def read_body(request: Request, max_bytes: int, came: Callable[[int], None] = lambda size: None) -> bytes:
+    """Return a request's body; `came` is told of the bytes as they come.
+
+    Raises:
+        TooLarge: as soon as it is known to have more than `max_bytes`.
+        TryLater: it takes too long.
+    """
     refusal = TooLarge(f"the body has more than {max_bytes} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+    if declared_bytes(request) > max_bytes:
         raise refusal
     chunks, size = [], 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise refusal
-            chunks.append(chunk)
+        async with asyncio.timeout(time_for(max_bytes)):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise refusal
+                came(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError:
+        raise TryLater(TOO_SLOW, SLOW_RETRY_S) from None
     except ClientDisconnect:  # an ordinary day of a phone, and no bug: nobody is there to read the answer
         raise InvalidInput("the connection ended before the body did") from None
     return b"".join(chunks)
+
+
+def declared_bytes(request: Request) -> int:
+    """Return the length that a request says its body has, 0 if it says none."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else 0

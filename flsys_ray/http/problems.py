@@ -24,7 +24,7 @@ from flsys_ray.wire.schemas import PROBLEM, Problem
 
 TYPE_BASE = "https://flsys-ray.dev/problems/"
 _log = logging.getLogger("flsys_ray.http")
-_PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput}
+_PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput, 503: TryLater}
 _MAX_DETAIL = 2000
 _MAX_FIELDS = 20
 
@@ -35,6 +35,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """Return the problem document of any error."""
+    if isinstance(error, FlsysError):
+        return await _flsys_error(request, error)
+    return await (_http_error if isinstance(error, HTTPException) else _bug)(request, error)
 
 
 async def _flsys_error(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ those of models are the app's own: two apps may use the same.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
 from flsys_ray.core.ids import model_name
 from flsys_ray.core.plan import Eligibility, LocalTraining, TrainingPlan
@@ -48,6 +48,8 @@ class EnrolRequest(Message):
     """A phone asks to take part. The same `installation_id` gives the same device, however often it asks."""
 
     installation_id: str = Field(min_length=8, max_length=200, description="random, made once by the installed app")
+    nonce: str | None = Field(None, max_length=1000, description="of `POST /v1/devices/nonce`, if the app attests")
+    attestation: str | None = Field(None, max_length=16_384, description="evidence over nonce and installation id")
 
 
 class EnrolReply(Message):
@@ -101,11 +103,21 @@ class ControlLink(Message):
     sha256: Sha256
 
 
+class AugmentationMessage(Message):
+    """What a device does to its examples before it trains on them. One that cannot gives the assignment back."""
+
+    transforms: list[dict[str, JsonValue]] = Field([], description="applied in this order, drawn anew in each epoch")
+    shared: ProgramLink | None = Field(None, description="reserved: a set of examples to mix in")
+
+
 class UploadLink(Message):
-    """Where the update goes, and what it may be."""
+    """Where the update goes, and what it may be. The device takes the first of `encodings` that it can do."""
 
     url: str
-    encodings: list[Literal["float32"]] = ["float32"]
+    encodings: list[str] = Field(["float32"], description="names, the plan's own first; `float32` is always among them")
+    compression: dict[str, JsonValue] | None = Field(
+        None, description="the first of `encodings` with its hyper-parameters; null: float32"
+    )
     max_bytes: int
 
 
@@ -126,7 +138,7 @@ class AssignmentMessage(Message):
     version: int
     program: ProgramLink
     weights: WeightsLink
-    augmentation: ProgramLink | None = None
+    augmentation: AugmentationMessage | None = None
     control: ControlLink | None = Field(
         None, description="train with it, and upload the change of the device's own as a second tensor, `control`"
     )
@@ -206,6 +218,8 @@ class Quotas(Message):
     upload_bytes_per_min: int = Field(
         60 * 10**9, ge=1, description="of all updates, repeats and refused ones too, at each replica of the cloud"
     )
+    devices: int = Field(10**8, ge=0, description="that ever enrolled; each counts once")
+    devices_per_hour: int = Field(10**6, ge=1, description="new ones")
 
 
 class CreateApp(Message):
@@ -216,10 +230,13 @@ class CreateApp(Message):
 
 
 class AppCreated(Message):
-    """The app's key. Asking again gives the same."""
+    """The app's newest key, and the one for its phones. Asking again gives the same."""
 
     app_id: Name
     key: str
+    enrol_key: str = Field("", description="opens enrolment alone: the one to ship with the app")
+    generations: list[int] = Field([1], description="of keys that are good")
+    next_generation: int = Field(2, description="of the key that a rotation makes")
     quotas: Quotas = Quotas()
 
 

@@ -2,30 +2,41 @@
 
 An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`, and for a
 rule that carries a control a second tensor `control` [P]; a version is one tensor `parameters` [P], a version's control
-one tensor `control` [P]. Only float32 and only these names: what is not expected is refused by name.
+one tensor `control` [P]. Only float32 and only these names: what is not expected is refused by name. An update whose
+metadata has an `encoding` holds that encoding's tensors in place of `delta`.
 """
 
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import safetensors
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
+from flsys_ray.compression.base import DTYPES, ENCODINGS, Encoding, Part, Parts
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.errors import UpdateUnusable
 
 MAX_HEADER_BYTES = 64 * 1024
 ENVELOPE_BYTES = 4 * 1024
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
 
 
-def max_update_bytes(parameters: int, *, control: bool = False) -> int:
-    """Return the most bytes that an update of P parameters may have on the wire, with a control or without."""
-    return 4 * parameters * (2 if control else 1) + ENVELOPE_BYTES
+def max_update_bytes(parameters: int, *, control: bool = False, encoding: Encoding = FLOAT32) -> int:
+    """Return the most bytes that an update of P parameters may have on the wire, with a control or without.
+
+    It may be in `encoding` or, always, in float32: whichever is larger.
+    """
+    sizes = [sum(part.num_bytes for part in one.form(parameters).values()) for one in (FLOAT32, encoding)]
+    return max(sizes) + (4 * parameters if control else 0) + ENVELOPE_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,53 +54,93 @@ def encode_update(
     delta: Vector, num_examples: int, loss: float, num_steps: int = 1, *, control: Vector | None = None
 ) -> bytes:
     """Return the bytes of an update, as a device uploads them."""
-    metadata = {"num_examples": str(num_examples), "loss": repr(float(loss)), "num_steps": str(num_steps)}
-    return _encode({"delta": delta} | ({} if control is None else {"control": control}), metadata)
+    tensors = {"delta": _float32(delta)} | ({} if control is None else {"control": _float32(control)})
+    return _encode(tensors, _told(num_examples, loss, num_steps))
+
+
+def encode_compressed(encoding: Encoding, parts: Parts, num_examples: int, loss: float, num_steps: int = 1) -> bytes:
+    """Return the bytes of an update whose delta is `parts`, the tensors of an encoding."""
+    metadata = _told(num_examples, loss, num_steps)
+    return _encode(parts, metadata if encoding == FLOAT32 else metadata | {"encoding": encoding.model_dump_json()})
+
+
+def _told(num_examples: int, loss: float, num_steps: int) -> dict[str, str]:
+    return {"num_examples": str(num_examples), "loss": repr(float(loss)), "num_steps": str(num_steps)}
+
+
+def _float32(vector: Vector) -> Vector:
+    return np.ascontiguousarray(vector, dtype="<f4")
 
 
 def encode_vector(name: str, vector: Vector, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a safetensors file with one float32 vector. Same input, same bytes."""
-    return _encode({name: vector}, metadata)
+    return _encode({name: _float32(vector)}, metadata)
 
 
-def _encode(vectors: Mapping[str, Vector], metadata: Mapping[str, str] | None) -> bytes:
+def _encode(vectors: Parts, metadata: Mapping[str, str] | None) -> bytes:
     """Return a safetensors file with vectors in their order.
 
     The header is written here since the library writes metadata in an order that changes from call to call.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     data = b""
-    for name, vector in vectors.items():
-        tensor = np.ascontiguousarray(vector, dtype="<f4")
+    for name, tensor in vectors.items():
         offsets = [len(data), len(data) + tensor.nbytes]
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        header[name] = {"dtype": _TAGS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         data += tensor.tobytes()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data
 
 
-def decode_update(body: bytes, layout: Layout, max_abs: float, *, control: bool = False) -> DecodedUpdate:
+def decode_update(
+    body: bytes,
+    layout: Layout,
+    max_abs: float,
+    *,
+    control: bool = False,
+    accepted: Collection[Encoding] | None = None,
+) -> DecodedUpdate:
     """Return the update in `body`. `control`: whether its second tensor is asked for.
+
+    `accepted` are the encodings that it may be in beside float32; None: any, since it was accepted before.
 
     Raises:
         UpdateUnusable: not safetensors, another name, dtype or length, a value that is not finite or above `max_abs`
-            (naming the leaf that holds it), metadata that is missing or makes no sense, a control that is missing or
-            not asked for.
+            (naming the leaf that holds it), metadata that is missing or makes no sense, an encoding that is not
+            accepted or tensors that are none of it, a control that is missing or not asked for.
     """
-    names = ("delta", "control") if control else ("delta",)
-    vectors = _decode(body, names, layout.size)
-    _check_values(vectors["delta"], layout, max_abs, "")
-    if control:
-        _check_values(vectors["control"], layout, max_abs, "control of ")
     metadata = _metadata(body)
+    encoding = _encoding(metadata)
+    if accepted is not None and encoding not in (FLOAT32, *accepted):
+        raise UpdateUnusable(f"the encoding {encoding.model_dump_json()} is none that the assignment takes")
+    form = encoding.form(layout.size)
+    tensors = _decode(body, {**form, "control": Part("F32", layout.size)} if control else form)
+    if flaw := encoding.flaw(tensors, layout.size):
+        raise UpdateUnusable(f"{encoding.name}: {flaw}")
+    delta = encoding.decode(tensors, 0, layout.size)
+    _check_values(delta, layout, max_abs, "")
+    if control:
+        _check_values(tensors["control"], layout, max_abs, "control of ")
     return DecodedUpdate(
-        vectors["delta"],
+        delta,
         _positive_int(metadata, "num_examples"),
         _finite_float32(metadata, "loss"),
         _positive_int(metadata, "num_steps") if "num_steps" in metadata else 1,
-        vectors.get("control"),
+        tensors.get("control"),
     )
+
+
+def encoding_of(header: bytes) -> Encoding:
+    """Return the encoding that the first bytes of an update name: its header, at least. Raises `UpdateUnusable`."""
+    return _encoding(_metadata(header))
+
+
+def decode_range(body: bytes, start: int, stop: int) -> Vector:
+    """Return elements `start:stop` of the delta, float32, of an update that was checked before."""
+    encoding = encoding_of(body)
+    tensors = {name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]) for name, entry in _tensors(body)}
+    return encoding.decode(tensors, start, stop)
 
 
 def data_offset(head: bytes) -> int:
@@ -99,28 +150,32 @@ def data_offset(head: bytes) -> int:
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:
     """Return the one float32 vector `name` [size] in a safetensors file (a read-only view). Raises `UpdateUnusable`."""
-    return _decode(body, (name,), size)[name]
+    return _decode(body, {name: Part("F32", size)})[name]
 
 
-def _decode(body: bytes, names: tuple[str, ...], size: int) -> dict[str, Vector]:
+def _decode(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
+    tensors = _tensors(body)
+    if sorted(found for found, _ in tensors) != sorted(form):
+        found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
+        wanted = "exactly one tensor" if len(form) == 1 else "the tensors"
+        raise UpdateUnusable(f"expected {wanted} {' and '.join(map(repr, form))}, found {found}")
+    return {name: _vector(name, entry, form[name]) for name, entry in tensors}
+
+
+def _tensors(body: bytes) -> list[tuple[str, Mapping[str, Any]]]:
     _header(body)
     try:
-        tensors = safetensors.deserialize(body)  # type: ignore[no-untyped-call] # Rust, without stubs
+        return list(safetensors.deserialize(body))  # type: ignore[no-untyped-call] # Rust, without stubs
     except (safetensors.SafetensorError, OverflowError, ValueError) as error:
         raise UpdateUnusable(f"not a safetensors file: {error}") from error
-    if sorted(found for found, _ in tensors) != sorted(names):
-        found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
-        wanted = "exactly one tensor" if len(names) == 1 else "the tensors"
-        raise UpdateUnusable(f"expected {wanted} {' and '.join(map(repr, names))}, found {found}")
-    return {name: _vector(name, entry, size) for name, entry in tensors}
 
 
-def _vector(name: str, entry: Mapping[str, Any], size: int) -> Vector:
-    if entry["dtype"] != "F32":
-        raise UpdateUnusable(f"{name!r} has dtype {entry['dtype']}, expected F32")
-    if entry["shape"] != [size]:
-        raise UpdateUnusable(f"{name!r} has shape {entry['shape']}, the model has [{size}]")
-    vector = np.frombuffer(entry["data"], dtype="<f4")
+def _vector(name: str, entry: Mapping[str, Any], part: Part) -> NDArray[Any]:
+    if entry["dtype"] != part.dtype:
+        raise UpdateUnusable(f"{name!r} has dtype {entry['dtype']}, expected {part.dtype}")
+    if entry["shape"] != [part.length]:
+        raise UpdateUnusable(f"{name!r} has shape {entry['shape']}, the model has [{part.length}]")
+    vector = np.frombuffer(entry["data"], dtype=DTYPES[part.dtype])
     vector.flags.writeable = False
     return vector
 
@@ -142,7 +197,7 @@ def _header(body: bytes) -> dict[str, object]:
     if not 0 < length <= min(MAX_HEADER_BYTES, len(body) - 8):
         raise UpdateUnusable("not a safetensors file: its header is missing, truncated or too long")
     try:
-        header = json.loads(body[8 : 8 + length])
+        header = json.loads(body[8 : 8 + length], object_pairs_hook=_no_name_twice)
     except (ValueError, RecursionError) as error:
         raise UpdateUnusable("not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
@@ -150,9 +205,44 @@ def _header(body: bytes) -> dict[str, object]:
     return header
 
 
+def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Two readers could take another one of two entries: what was checked must be what is computed with."""
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise UpdateUnusable("not a safetensors file: its header has a name twice")
+    return names
+
+
 def _metadata(body: bytes) -> Mapping[str, object]:
     metadata = _header(body).get("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}
+
+
+@lru_cache(maxsize=1)
+def _any_encoding() -> TypeAdapter[Any]:
+    return TypeAdapter(ENCODINGS.union(FLOAT32.name))
+
+
+def parse_encoding(value: object) -> Encoding | None:
+    """Return the encoding that a mapping describes, None if there is none like that here."""
+    try:
+        found: Encoding = _any_encoding().validate_python(value)
+    except ValidationError:
+        return None
+    return found
+
+
+def _encoding(metadata: Mapping[str, object]) -> Encoding:
+    if "encoding" not in metadata:
+        return FLOAT32
+    text = str(metadata["encoding"])
+    try:
+        found = parse_encoding(json.loads(text)) if len(text) <= 1000 else None
+    except (ValueError, RecursionError):
+        found = None
+    if found is None:
+        raise UpdateUnusable(f"metadata 'encoding' must describe an encoding, found {text[:80]!r}")
+    return found
 
 
 def _positive_int(metadata: Mapping[str, object], key: str) -> int:

@@ -12,6 +12,8 @@ import httpx2
 import numpy as np
 from safetensors.numpy import load
 
+from flsys_ray.compression.base import Encoding
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, FixedConditions
@@ -21,8 +23,10 @@ from flsys_ray.device.phone import Phone
 from flsys_ray.device.trainer import Programs
 from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.programs.runner import Evaluated, Trained
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.schemas import (
     AssignmentMessage,
+    AugmentationMessage,
     CheckInReply,
     CheckInRequest,
     ControlLink,
@@ -37,7 +41,7 @@ from flsys_ray.wire.schemas import (
     UploadLink,
     WeightsLink,
 )
-from flsys_ray.wire.tensors import encode_vector
+from flsys_ray.wire.tensors import decode_range, encode_vector
 
 URL = "http://cloud.test"
 APP_KEY = "app-key-of-the-test"
@@ -75,18 +79,20 @@ class SoftmaxProgram:
         max_steps=None,
         should_stop=lambda: False,
         correction=None,
+        augment=None,
     ):
         current, losses, steps = parameters.copy(), [], 0
         correction = np.zeros_like(parameters) if correction is None else correction
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            seen = x if augment is None else augment(x, epoch)
             for rows in np.array_split(rng.permutation(len(y)), max(1, len(y) // BATCH)):
                 if steps == max_steps:
                     break
                 if should_stop():
                     return Trained(current, 0.0, steps, completed=False)
                 self.on_step()
-                inputs = x[rows].reshape(len(rows), -1)
-                scores = self.infer(current, x[rows])
+                inputs = seen[rows].reshape(len(rows), -1)
+                scores = self.infer(current, seen[rows])
                 losses.append(float(-np.log(scores[np.arange(len(rows)), y[rows]] + 1e-9).mean()))
                 error = (scores - np.eye(3, dtype=np.float32)[y[rows]]) / len(rows)
                 gradient = np.concatenate([(inputs.T @ error).ravel(), error.sum(0)]) + correction
@@ -116,6 +122,8 @@ class FakeModel:
     program: bytes = b""
     versions: list[bytes] = field(default_factory=list)
     controls: list[bytes] = field(default_factory=list)  # one a version, for a model that has them
+    compression: Encoding = FLOAT32
+    augmentation: AugmentationMessage | None = None
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -167,11 +175,15 @@ class FakeCloud:
     def _route(self, request: httpx2.Request) -> httpx2.Response:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         route = f"{request.method} {request.url.path}"
+        if route == "POST /v1/devices/nonce":
+            return answer(NonceReply(nonce=f"nonce-{len(self.tokens)}", expires_in_s=300.0), 201)
         if route == "POST /v1/devices":
             return self._enrol(bearer, request)
         device = self.tokens.get(bearer)
         if device is None:
             return problem(401, "unauthenticated", "unknown token")
+        if route == "POST /v1/devices/token":
+            return self._token_for(device)
         if route == "POST /v1/checkins":
             return self._check_in(device, request)
         if match := re.fullmatch(r"GET /v1/models/([^/]+)/program/([0-9a-f]{64})", route):
@@ -189,7 +201,9 @@ class FakeCloud:
         if bearer != APP_KEY:
             return problem(401, "unauthenticated", "unknown app key")
         installation = EnrolRequest.model_validate_json(request.content).installation_id
-        device = self.devices.setdefault(installation, f"device-{len(self.devices)}")
+        return self._token_for(self.devices.setdefault(installation, f"device-{len(self.devices)}"))
+
+    def _token_for(self, device: str) -> httpx2.Response:
         token = f"device-token-{len(self.tokens)}"
         self.tokens[token] = device
         return answer(EnrolReply(device_id=device, token=token, expires_at=self.clock.now() + self.token_life_s), 201)
@@ -235,8 +249,14 @@ class FakeCloud:
             program=ProgramLink(url=f"{base}/program/{sha(model.program)}", sha256=sha(model.program)),
             weights=WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights)),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control else None,
+            augmentation=model.augmentation,
             local=model.local,
-            upload=UploadLink(url=f"/v1/assignments/{key}/update", max_bytes=100_000),
+            upload=UploadLink(
+                url=f"/v1/assignments/{key}/update",
+                encodings=[model.compression.name, "float32"],
+                compression=model.compression.model_dump(mode="json"),
+                max_bytes=100_000,
+            ),
             deadline_s=entry.deadline - now,
         )
 
@@ -288,7 +308,7 @@ class FakeCloud:
         entry.state = "counted"
         counted = [e for e in model.assignments.values() if e.state == "counted"]
         if len(counted) % model.cohort == 0:
-            deltas = [load(e.bodies[0])["delta"] for e in counted[-model.cohort :]]
+            deltas = [decode_range(e.bodies[0], 0, PARAMETERS) for e in counted[-model.cohort :]]
             base = load(model.versions[-1])["parameters"]
             model.versions.append(encode_vector("parameters", base + np.mean(deltas, axis=0)))
             if model.controls:

@@ -149,7 +149,8 @@ def test_a_withdrawal_deletes_the_phones_control(tmp_path, cloud):
 
 def test_a_database_of_the_format_before_gets_room_for_controls(tmp_path):
     database = Database(tmp_path / "phone.db")
-    for statement in ("DROP TABLE controls", "ALTER TABLE assignments DROP COLUMN control", "PRAGMA user_version = 2"):
+    since = [(f"DROP TABLE {own}s", f"ALTER TABLE assignments DROP COLUMN {own}") for own in ("residual", "control")]
+    for statement in (*since[0], *since[1], "PRAGMA user_version = 2"):
         database.write(statement)
     database.close()
     assert own_control(tmp_path) is None

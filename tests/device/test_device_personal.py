@@ -293,7 +293,8 @@ def test_a_database_of_the_first_format_is_brought_up_to_date(tmp_path):
     database.set_settings({"a": 1})
     database.close()
     connection = sqlite3.connect(path)
-    since = "DROP TABLE controls; ALTER TABLE assignments DROP COLUMN control; DROP TABLE personal;"
+    since = "DROP TABLE residuals; ALTER TABLE assignments DROP COLUMN residual;"
+    since += "DROP TABLE controls; ALTER TABLE assignments DROP COLUMN control; DROP TABLE personal;"
     connection.executescript(f"{since} PRAGMA user_version=1;")
     connection.close()
     database = Database(path)

@@ -34,7 +34,9 @@ def secrets(world: World, key: str) -> dict[str, str]:
     """One valid credential of each kind."""
     world.training(key)
     device = world.device(key, "one")
-    return {"operator": OPERATOR_KEY, "app": key, "device": device, "assignment": world.work(device)["token"]}
+    enrol = world.cloud.credentials.app_key("acme", kind="enrol")
+    work = world.work(device)["token"]
+    return {"operator": OPERATOR_KEY, "app": key, "enrol": enrol, "device": device, "assignment": work}
 
 
 # Which call takes which credential -----------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ OPERATOR = [
     ("GET", "/v1/overview/acme/tiny/rounds", None),
 ]
 APP = [
-    ("POST", "/v1/devices", {"installation_id": "12345678"}),
+    ("GET", "/v1/attestation", None),
     ("GET", "/v1/models", None),
     ("PUT", "/v1/models/tiny", {"plan": PAIR}),
     ("PUT", "/v1/models/tiny/program", None),
@@ -71,12 +73,35 @@ WORK = [
     ("DELETE", f"/v1/assignments/{ID}", None),
     ("PUT", f"/v1/assignments/{ID}/evaluation", {"loss_sum": 1, "correct": 1, "count": 1}),
 ]
+ENROLLER = [("POST", "/v1/devices", {"installation_id": "12345678"}), ("POST", "/v1/devices/nonce", None)]
+DEVICE_ID = "d-" + "0" * 24
+OPERATOR_ACCESS = [
+    ("PUT", "/v1/apps/acme/keys/2", None),
+    ("DELETE", "/v1/apps/acme/keys/2", None),
+    ("PUT", "/v1/apps/acme/attestation", {"attestation": "none"}),
+    ("POST", "/v1/apps/acme/devices/revoke", {"issued_before": 1}),
+    ("DELETE", f"/v1/apps/acme/devices/{DEVICE_ID}", None),
+    ("POST", f"/v1/apps/acme/devices/{DEVICE_ID}/readmit", None),
+    ("GET", "/v1/keys", None),
+    ("POST", "/v1/keys", {}),
+    ("DELETE", "/v1/keys/1", None),
+]
+APP_ACCESS = [
+    ("PUT", "/v1/attestation", {"attestation": "none"}),
+    ("DELETE", f"/v1/devices/{DEVICE_ID}", None),
+    ("POST", f"/v1/devices/{DEVICE_ID}/readmit", None),
+    ("POST", "/v1/devices/revoke", {}),
+]
 TAKES = [
     *((call, ("operator",)) for call in OPERATOR),
     *((call, ("app",)) for call in APP),
     *((call, ("device",)) for call in DEVICE),
     *((call, ("app", "device")) for call in READER),
     *((call, ("device",)) for call in WORK),
+    *((call, ("app", "enrol")) for call in ENROLLER),
+    (("POST", "/v1/devices/token", None), ("device",)),
+    *((call, ("operator",)) for call in OPERATOR_ACCESS),
+    *((call, ("app",)) for call in APP_ACCESS),
 ]
 
 
@@ -93,6 +118,9 @@ def test_the_table_of_calls_is_whole(world: World):
         "{number}": "0",
         "{sha256}": "0" * 64,
         "{assignment_id}": ID,
+        "{device_id}": DEVICE_ID,
+        "{generation}": "2",
+        "{kid}": "1",
         "{action}": "pause",
     }
     calls = set()
@@ -347,6 +375,9 @@ def test_an_assignment_of_an_earlier_round_opens_nothing_in_this_one(world: Worl
     problem(world.upload(token, old), 410, "late")
 
 
+# What hands out what the caller is to keep.
+ISSUING = ("/v1/apps", "/v1/devices", "/v1/devices/token", "/v1/devices/nonce", "/v1/checkins", "/v1/apps/acme/keys/2")
+
 # Nothing leaks -------------------------------------------------------------------------------------------------------
 
 
@@ -360,8 +391,8 @@ def test_no_secret_is_ever_in_an_answer_or_a_log(world: World, secrets, caplog):
         for secret in (*secrets.values(), "a-secret-that-is-wrong"):
             for ticket in (None, secrets["assignment"], "a-secret-that-is-wrong", secrets["device"]):
                 reply = world.http.request(method, path, json=body, headers=bearer(secret, ticket))
-                issues = reply.status_code < 300 and path in ("/v1/apps", "/v1/devices", "/v1/checkins")
-                if not issues:  # these three hand out what the caller is to keep
+                issues = reply.status_code < 300 and path in ISSUING
+                if not issues:
                     heard.append(reply.text + str(reply.headers))
     heard += [record.getMessage() for record in caplog.records if record.name.startswith("flsys_ray")]
     heard += [str(record.exc_info) for record in caplog.records if record.exc_info]

@@ -147,7 +147,7 @@ def test_the_examples_run_and_a_version_comes_of_them(played: Shell, world: Worl
     assert (played.folder / "program.tflite").read_bytes() == world.program
     whole = (played.folder / "program.tflite").read_bytes()
     assert whole[1000:] == (played.folder / "rest.tflite").read_bytes()
-    app_key = played.variables["APP_KEY"]
+    app_key = played.variables["NEW_KEY"]
     after = world.http.get("/v1/models/steps/versions/1", headers={"Authorization": f"Bearer {app_key}"}).content
     before = (played.folder / "weights.safetensors").read_bytes()
     for old, new in zip(floats(before), floats(after), strict=True):
@@ -185,7 +185,8 @@ def test_every_call_of_the_api_is_in_an_example(played: Shell, world: World):
             pattern = re.escape(path).replace(r"\{model\}", "steps").replace(r"\{app\}", "acme")
             pattern = pattern.replace(r"\{action\}", "(start|pause|resume|stop|archive)")
             pattern = pattern.replace(r"\{assignment_id\}", r"\$ASSIGNMENT").replace(r"\{number\}", r"(\d+|latest)")
-            pattern = pattern.replace(r"\{sha256\}", "[0-9a-f]{64}")
+            pattern = pattern.replace(r"\{sha256\}", "[0-9a-f]{64}").replace(r"\{device_id\}", r"\$DEVICE_ID")
+            pattern = pattern.replace(r"\{generation\}", r"\d+").replace(r"\{kid\}", r"\d+")
             assert re.search(rf"\$CLOUD{pattern}(\s|$)", text), call
 
 

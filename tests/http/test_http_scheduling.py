@@ -106,9 +106,9 @@ def test_a_model_that_does_not_answer_is_passed_over(world: World, key, order):
     hosts = world.cloud.checkins.hosts
 
     class Slow:
-        async def check_in(self, device_id):
+        async def check_in_many(self, device_ids):
             await asyncio.sleep(0.5)
-            return await hosts.model("acme/slow").check_in(device_id)
+            return await hosts.model("acme/slow").check_in_many(device_ids)
 
     class Half:
         def model(self, name):

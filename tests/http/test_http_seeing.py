@@ -110,7 +110,7 @@ def test_an_upload_that_the_cloud_could_not_take_is_counted_as_failed(world: Wor
     async def down(*_):
         raise TryLater("down", 1.0)
 
-    monkeypatch.setattr(type(world.cloud.hosts.model("acme/tiny")), "submit", down)
+    monkeypatch.setattr(type(world.cloud.hosts.model("acme/tiny")), "submit_many", down)
     assert world.upload(one, work).status_code == 503
     assert world.meter.total(m.UPDATES, "acme/tiny", "failed") == 1
 

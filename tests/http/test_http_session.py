@@ -60,6 +60,7 @@ def test_the_assignment_says_all_that_a_phone_needs(world: World, key):
     assert work["upload"] == {
         "url": f"/v1/assignments/{work['assignment_id']}/update",
         "encodings": ["float32"],
+        "compression": None,
         "max_bytes": 4 * PARAMETERS + 4096,
     }
     assert work["local"] == {"epochs": 1, "learning_rate": 0.05, "proximal_mu": 0.0, "max_steps": None}
@@ -411,7 +412,7 @@ def test_a_model_that_is_down_stops_no_other(world: World, key):
     hosts = world.cloud.hosts
 
     class Down:
-        async def check_in(self, device_id):
+        async def check_in_many(self, device_ids):
             raise TryLater("its actor is being restarted", 7.0)
 
     class HalfDown:

@@ -13,7 +13,8 @@ from ray_cloud import OPERATOR_KEY, PARAMETERS, Up
 
 from actors.hosts import NAMESPACE, RayHosts
 from flsys_ray.cloud import places
-from flsys_ray.cloud.model import CheckInAnswer, Offer, create_model
+from flsys_ray.cloud.creation import create_model
+from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.versions import sha256
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.core.types import GivenBack

@@ -18,8 +18,10 @@ from test_cloud_crashes import MODEL, NAME, READS, WRITES, Play, every, faults, 
 from test_cloud_owners import STEP, Rivals, body_of, upload
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.journal import Journal
-from flsys_ray.cloud.model import DurableModel, Offer, create_model
+from flsys_ray.cloud.model import DurableModel
+from flsys_ray.cloud.offers import Offer
 from flsys_ray.cloud.replay import replay
 from flsys_ray.cloud.versions import load_parameters, sha256
 from flsys_ray.core.plan import TrainingPlan, parse_plan

@@ -17,8 +17,10 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.journal import Journal
-from flsys_ray.cloud.model import DurableModel, Offer, create_model
+from flsys_ray.cloud.model import DurableModel
+from flsys_ray.cloud.offers import Offer
 from flsys_ray.cloud.versions import load_parameters, load_plan, sha256
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.plan import TrainingPlan, parse_plan

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from flsys_ray import cli
 from flsys_ray.cloud import places
-from flsys_ray.cloud.model import DurableModel, Offer, create_model
+from flsys_ray.cloud.creation import create_model
+from flsys_ray.cloud.model import DurableModel
+from flsys_ray.cloud.offers import Offer
 from flsys_ray.cloud.replay import Replayed, replay
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.cloud.versions import load_plan, load_version, sha256

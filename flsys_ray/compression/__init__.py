@@ -1,0 +1,1 @@
+"""Encodings of what phones upload. One file an encoding; see `base`."""

@@ -1,0 +1,121 @@
+"""Replicas that listen themselves, all on one port: nothing stands between a phone and the replica that serves it.
+
+Serve starts, watches and replaces the replicas, and its own proxy or HAProxy reaches them as ever. On one machine that
+way costs more than the work: a body passes two processes, and each request several tasks and records. Serve's direct
+ingress does without, but it binds its port so that a replica which is started anew cannot have the same one for as long
+as any phone holds an old connection. Here the kernel spreads connections over the replicas of a machine
+(`SO_REUSEPORT`), and a new replica listens at once.
+
+A connection on which no request comes is closed, and so is one whose request's head takes too long. They hold a socket,
+and neither a thread nor a worker; of so many sockets the oldest ways out are closed by the limit on connections.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_S = 30.0
+MAX_CONNECTIONS = 16_384
+BACKLOG = 2_048
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def socket(self) -> socket.socket:
+        """Return a socket that is bound there, beside those of other replicas of this machine."""
+        made = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((self.host, self.port))
+        return made
+
+
+class PromptProtocol(HttpToolsProtocol):
+    """Closes a connection whose next request's head does not come within `HEAD_S`, and those beyond the limit."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
+        """A phone connected."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        """A request's head is there: its body has a deadline of its own."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """The next one may come."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._wait()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._waiting = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process that it lives in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def listening(address: Address) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """Return a lifespan for an app: while it lives, it is served at the address too."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        config = uvicorn.Config(
+            app,
+            http=PromptProtocol,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            backlog=BACKLOG,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=int(HEAD_S),
+            timeout_graceful_shutdown=int(HEAD_S),
+        )
+        server = _Server(config)
+        serving = asyncio.ensure_future(server.serve(sockets=[address.socket()]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+    return lifespan
