@@ -304,6 +304,10 @@ def check(models: Sequence[SimulatedModel], traces: Traces) -> None:
     for model in models:
         if model.plan.stopping.versions is None:
             raise InvalidInput(f"simulation: the plan of {model.name!r} has no end: set stopping.versions, or --rounds")
+        if model.plan.augmentation != type(model.plan.augmentation)() or model.plan.compression.name != "float32":
+            raise InvalidInput(
+                f"simulation: {model.name!r} asks for augmentation or compression, which is not simulated"
+            )
         if model.population.devices > len(traces):
             raise InvalidInput(
                 f"simulation: {model.name!r} has {model.population.devices} devices, the traces {len(traces)}"
