@@ -1,16 +1,17 @@
-"""Large fleets on one machine: time and memory of a simulation of many rounds, and of a population of a million devices.
+"""Large fleets on one machine: time and memory of many rounds, and of a population of a million devices.
 
     python benchmarks/simulation_scale.py [--devices 10000] [--rounds 1000] [--cohort 20] [--workers 2] [--json]
     python benchmarks/simulation_scale.py --devices 1000000 --rounds 20
 
 The model is the small one of `simulation_workloads.py` (25,334 parameters). 1,000 users have 20 windows each, made up;
-device d has those of user d mod 1,000. Traces are made up (`flsys_ray/simulation/traces.py`); a device checks in no more
-often than every 15 minutes, as Android's job scheduler allows. Memory is the process's, after each tenth of the rounds.
+device d has those of user d mod 1,000. Traces are made up (`flsys_ray/simulation/traces.py`); a device checks in no
+more often than every 15 minutes. Memory is the process's, after each tenth of the rounds.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import argparse
 import json

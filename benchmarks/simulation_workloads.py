@@ -1,7 +1,7 @@
 """The two workloads of `simulation.py`: models, plans and random examples. What peers import too, so Keras only."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ RATE = 0.05
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and a fleet. Each device has `examples` windows, and takes one pass in batches of `batch`, `epochs` times.
+    """A model and a fleet. A device has `examples` windows, and takes `epochs` passes in batches of `batch`.
 
     `layers` are (filters, kernel, pooling) of convolutions; `flops` of one local training: 6 for each multiplication
     of the forward pass and example, without the gradient of the input.
@@ -20,7 +20,7 @@ class Workload:
 
     name: str
     layers: tuple[tuple[int, int, int], ...]
-    pooled: bool
+    head: Literal["flat", "mean"]
     hidden: int
     parameters: int
     devices: int
@@ -41,14 +41,14 @@ class Workload:
             products = length * kernel * channels * filters
             first = first or products
             total, length, channels = total + products, length // pooling, filters
-        flat = channels if self.pooled else length * channels
+        flat = channels if self.head == "mean" else length * channels
         total += flat * self.hidden + self.hidden * CLASSES
         return 2.0 * (3 * total - first) * self.examples * self.epochs
 
 
 WORKLOADS = {
-    "har": Workload("har", ((32, 9, 2), (96, 9, 2), (96, 3, 1)), False, 64, 210_438, 100, 20, 100, 20, 5, 6),
-    "small": Workload("small", ((8, 5, 2), (16, 9, 4), (96, 7, 1)), True, 128, 25_334, 1000, 200, 20, 10, 1, 20),
+    "har": Workload("har", ((32, 9, 2), (96, 9, 2), (96, 3, 1)), "flat", 64, 210_438, 100, 20, 100, 20, 5, 6),
+    "small": Workload("small", ((8, 5, 2), (16, 9, 4), (96, 7, 1)), "mean", 128, 25_334, 1000, 200, 20, 10, 1, 20),
 }
 
 
@@ -61,7 +61,7 @@ def build(name: str) -> Any:
     for filters, kernel, pooling in workload.layers:
         x = keras.layers.Conv1D(filters, kernel, padding="same", activation="relu")(x)
         x = keras.layers.MaxPooling1D(pooling)(x) if pooling > 1 else x
-    x = keras.layers.GlobalAveragePooling1D()(x) if workload.pooled else keras.layers.Flatten()(x)
+    x = keras.layers.GlobalAveragePooling1D()(x) if workload.head == "mean" else keras.layers.Flatten()(x)
     x = keras.layers.Dense(workload.hidden, activation="relu")(x)
     return keras.Model(window, keras.layers.Dense(CLASSES)(x))
 

@@ -1,7 +1,9 @@
 """A simulation on Ray workers has the bits of one in this process, with either trainer."""
 
+from dataclasses import replace
 from functools import partial
 
+import keras
 import pytest
 from ray_cloud import Up
 from simulated import BUFFERED, ROUNDS, models_of, plan_of, specs_of
@@ -14,11 +16,10 @@ from flsys_ray.simulation.results import Outcome
 from flsys_ray.simulation.traces import synthetic_traces
 
 
-def tiny_model(classes: tuple[str, ...]) -> object:
-    import keras
-
-    layers = [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(len(classes))]
-    return keras.Sequential(layers)
+def tiny_model_maker() -> "partial[keras.Sequential]":
+    """Return what makes the tiny program's model: of Keras alone, since workers do not know this module."""
+    layers = [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(len(CLASSES))]
+    return partial(keras.Sequential.from_config, keras.Sequential(layers).get_config())
 
 
 def run(executor: Executor, models: list) -> Outcome:
@@ -30,10 +31,8 @@ def run(executor: Executor, models: list) -> Outcome:
 
 @pytest.mark.parametrize("trainer", ["program", "fast"])
 def test_the_same_bits_on_ray(up: Up, trainer: str) -> None:
-    from dataclasses import replace
-
     models = models_of(plan_of(ROUNDS), plan_of(BUFFERED))
-    build = partial(tiny_model, CLASSES)
+    build = tiny_model_maker()
     specs = {name: replace(spec, name=trainer, build=build) for name, spec in specs_of(models).items()}
     inline, on_ray = run(InlineExecutor(specs, 1), models), run(RayExecutor(specs, 2), models)
     assert on_ray.digests == inline.digests

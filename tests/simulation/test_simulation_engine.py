@@ -66,13 +66,16 @@ def test_a_version_is_what_the_coordinator_makes_of_the_updates_by_hand():
     simulation = simulation_of(plan_of(ROUNDS))
     trainee, model = simulation.trainees["model-0"], simulation.models["model-0"]
     calls = []
-    for verb in ("check_in", "submit", "give_back", "tick"):
 
-        def noting(*arguments, verb=verb, ask=getattr(trainee.coordinator, verb)):
+    def noting(verb, ask):
+        def noted(*arguments):
             calls.append((verb, arguments))
             return ask(*arguments)
 
-        setattr(trainee.coordinator, verb, noting)
+        return noted
+
+    for verb in ("check_in", "submit", "give_back", "tick"):
+        setattr(trainee.coordinator, verb, noting(verb, getattr(trainee.coordinator, verb)))
     simulation.run()
     program, pool, plan = Program.load(model.program), model.population.pool, model.plan
     start = Version(0, program.init(plan.seed), plan.server_optimizer.init(67))

@@ -15,11 +15,10 @@ HOUR = 3600.0
 
 
 def one_device(*windows, battery=1.0, period_s=DAY_S):
-    ones = np.ones(1, np.float32)
-    return Traces(
-        ones, ones, ones, 0 * ones, 0 * ones, 0 * ones, ones * np.float32(battery), np.array([0, len(windows)]),
-        np.array([start for start, _ in windows], np.float32), np.array([end for _, end in windows], np.float32), period_s,
-    )  # fmt: skip
+    ones, count = np.ones(1, np.float32), np.array([0, len(windows)])
+    starts, ends = (np.array([window[i] for window in windows], np.float32) for i in (0, 1))
+    battery_fraction = ones * np.float32(battery)
+    return Traces(ones, ones, ones, 0 * ones, 0 * ones, 0 * ones, battery_fraction, count, starts, ends, period_s)
 
 
 @pytest.mark.parametrize(
