@@ -109,13 +109,14 @@ class Admission:
 async def take_in(cloud: Cloud, admission: Admission, request: Request, who: tuple[Device, Ticket]) -> UpdateReply:
     """Read the update that a request of a device carries for its ticket, and have it counted."""
     device, ticket = who
-    admission.check_room(declared_bytes(request))
+    max_bytes = cloud.updates.max_bytes(ticket)
+    admission.check_room(min(declared_bytes(request), max_bytes))
     if cloud.quotas.is_fresh(device.app_id):
         cloud.quotas.admit_upload(device.app_id)
     else:
         await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
     with admission.body() as came:
-        body = await read_body(request, cloud.updates.max_bytes(ticket), came)
+        body = await read_body(request, max_bytes, came)
         cloud.quotas.count_upload(device.app_id, len(body))
         with admission.upload():
             return await cloud.updates.take_in(ticket, body)
