@@ -21,7 +21,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from flsys_ray.augmentation.base import augmented
 from flsys_ray.commands.evaluation import macro_f1
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
@@ -40,7 +41,7 @@ from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.leaks import check_no_leak
 from flsys_ray.data.splits import split_users
 from flsys_ray.device.collector import ReplaySource, feed
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
 from flsys_ray.device.uploads import with_memory
@@ -247,12 +248,20 @@ def _update(
         rng=generator(0, "local-training", work.round, work.assignment_id),
         max_steps=plan.local.max_steps,
         correction=pair.correction if pair is not None else None,
+        augment=_augment(plan, work),
     )
     delta, change = trained.parameters - base, None
     if pair is not None:
         change = pair.change(delta, trained.steps, plan.local.learning_rate)
-        controls[work.device_id] = pair.after(change)
+        controls[work.device_id] = own_control(pair, change)
     return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
+
+
+def _augment(plan: TrainingPlan, work: Assignment) -> Callable[[NDArray[Any], int], NDArray[Any]] | None:
+    transforms = plan.augmentation.transforms
+    if not transforms:
+        return None
+    return lambda x, epoch: augmented(transforms, x, assignment_id=work.assignment_id, epoch=epoch)
 
 
 def _as_sent(program: Program, plan: TrainingPlan, update: Update, residuals: dict[str, Vector]) -> Update:

@@ -11,12 +11,14 @@ import uvicorn
 
 
 @contextmanager
-def served(app: Any, port: int = 0) -> Iterator[str]:
-    """Serve an app inside the block; yields its URL."""
+def served(app: Any, port: int = 0, *, log_level: str = "error") -> Iterator[str]:
+    """Serve an app inside the block; yields its URL. The server's loggers keep the handlers that they have."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
-        config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, log_level=log_level, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

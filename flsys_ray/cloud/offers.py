@@ -8,7 +8,7 @@ from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
-from flsys_ray.core.plan import Eligibility, LocalTraining
+from flsys_ray.core.plan import Augmentation, Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
 
@@ -30,12 +30,13 @@ class Offer:
     serving: bool = True
     control_sha256: str | None = None
     compression: Encoding = FLOAT32
+    augmentation: Augmentation | None = None
 
 
 def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
     """Return the offer of an assignment that a model's open round gave out."""
-    control = None
-    if head.version is not None and not is_evaluation(work.assignment_id):
+    control, evaluates = None, is_evaluation(work.assignment_id)
+    if head.version is not None and not evaluates:
         control = control_of(head.version, coordinator.version)
     return Offer(
         assignment=work,
@@ -47,6 +48,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         serving=head.promoted in (None, work.version),
         control_sha256=control,
         compression=coordinator.plan.compression,
+        augmentation=None if evaluates else coordinator.plan.augmentation,
     )
 
 

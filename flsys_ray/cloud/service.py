@@ -27,7 +27,7 @@ from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
 from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.ids import is_evaluation, model_id, model_name
-from flsys_ray.core.plan import TrainingPlan
+from flsys_ray.core.plan import Augmentation, TrainingPlan
 from flsys_ray.core.types import Rejected
 from flsys_ray.errors import Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
@@ -35,6 +35,7 @@ from flsys_ray.storage.base import ObjectStore, check_key, put_same
 from flsys_ray.wire.schemas import (
     AppCreated,
     AssignmentMessage,
+    AugmentationMessage,
     CheckInReply,
     CheckInRequest,
     ControlLink,
@@ -295,6 +296,7 @@ class Cloud:
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
+            augmentation=_augmentation(offer.augmentation),
             local=offer.local,
             upload=_upload(offer),
             deadline_s=max(0.0, work.deadline - self.clock()),
@@ -313,6 +315,11 @@ class Cloud:
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))
+
+
+def _augmentation(plan: Augmentation | None) -> AugmentationMessage | None:
+    asked = [transform.model_dump(mode="json") for transform in plan.transforms] if plan is not None else []
+    return AugmentationMessage(transforms=asked) if asked else None
 
 
 def _upload(offer: Offer) -> UploadLink:

@@ -14,6 +14,7 @@ from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
 from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.core.flaws import flaw_of_norm
 from flsys_ray.core.ids import is_evaluation, model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Counted, Rejected, Update
@@ -142,6 +143,8 @@ class Updates:
         try:
             control, accepted = plan.aggregation.carries_control, (plan.compression,)
             decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control, accepted=accepted)
+            if flaw := flaw_of_norm(decoded.delta, plan):
+                raise UpdateUnusable(flaw)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)

@@ -105,7 +105,10 @@ def load_program(store: ObjectStore, model: str, program_sha256: str) -> bytes:
 
 
 def check_fit(plan: TrainingPlan, program: bytes) -> None:
-    """Raises `PlanInvalid` if the plan's aggregation rule corrects plain SGD steps and the program takes others."""
+    """Raises `PlanInvalid` if the program cannot be trained as the plan says.
+
+    An aggregation rule may correct plain SGD steps, and the program take others; a transform may be for other inputs.
+    """
     rule, manifest = plan.aggregation, read_manifest(program)
     if rule.carries_control and manifest.slots > 0:
         raise PlanInvalid(
@@ -113,3 +116,7 @@ def check_fit(plan: TrainingPlan, program: bytes) -> None:
             f"local optimizer {manifest.local_optimizer!r}: compile it with plain 'sgd', or choose another rule",
             ("aggregation",),
         )
+    for transform in plan.augmentation.transforms:
+        if misfit := transform.misfit(manifest.input_shape, manifest.input_dtype):
+            text = f"program {manifest.name!r}: {misfit}: leave it out of augmentation.transforms"
+            raise PlanInvalid(text, ("augmentation.transforms",))

@@ -11,7 +11,7 @@ YAML, HTTP, Python and Tune spell it alike. An example:
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,25 +22,24 @@ from flsys_ray.core.exact import FixedPoint
 from flsys_ray.core.optimizers.base import OPTIMIZERS, ServerOptimizer
 from flsys_ray.core.pacing.base import PACINGS, Pacing
 from flsys_ray.core.pacing.deadline import Rounds
-from flsys_ray.core.registry import Registry
+from flsys_ray.core.registry import OneOf, Registry
 from flsys_ray.core.selection.base import SELECTORS, Selector
 from flsys_ray.core.selection.uniform import Uniform
 from flsys_ray.errors import PlanInvalid
 
 ENCODINGS: Registry[Any] = Registry("Encoding", "flsys_ray.compression")
+TRANSFORMS: Registry[Any] = Registry("Transform", "flsys_ray.augmentation")
 
 if TYPE_CHECKING:
     AnyRule = AggregationRule[Any]
     AnyOptimizer = ServerOptimizer
     AnySelector = Selector
     AnyPacing = Pacing
-    AnyEncoding = Any
 else:
     AnyRule = RULES.union("weighted_mean")
     AnyOptimizer = OPTIMIZERS.union("sgd")
     AnySelector = SELECTORS.union("uniform")
     AnyPacing = PACINGS.union("rounds")
-    AnyEncoding = ENCODINGS.union("float32")
 
 
 _EXTENSIONS: dict[str, Registry[Any]] = {
@@ -65,6 +64,12 @@ class LocalTraining(_Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many batches, whatever the epochs")
 
 
+class Augmentation(_Section):
+    """How a device changes sensor windows before it trains on them: one transform after the other, in each epoch."""
+
+    transforms: tuple[Annotated[Any, OneOf(TRANSFORMS, "jitter")], ...] = Field((), max_length=16)
+
+
 class Eligibility(_Section):
     """When a device may train. The device judges it on its own, and its reasons never leave it."""
 
@@ -80,6 +85,9 @@ class Limits(_Section):
 
     max_examples: int = Field(10_000, ge=1, description="an update's weight is cut to this many examples")
     max_abs_delta: float = Field(1024.0, gt=0, description="an update with a larger value is refused")
+    max_norm: float | None = Field(
+        None, gt=0, description="an update whose L2 norm is larger is refused; null: none is"
+    )
 
 
 class Stopping(_Section):
@@ -103,7 +111,8 @@ class TrainingPlan(_Section):
     selection: AnySelector = Uniform()
     aggregation: AnyRule = Field("weighted_mean", validate_default=True)
     server_optimizer: AnyOptimizer = Field("sgd", validate_default=True)
-    compression: AnyEncoding = Field("float32", validate_default=True, description="of uploads")
+    augmentation: Augmentation = Augmentation()
+    compression: Annotated[Any, OneOf(ENCODINGS, "float32")] = Field("float32", validate_default=True)
     local: LocalTraining = LocalTraining()
     eligibility: Eligibility = Eligibility()
     limits: Limits = Limits()

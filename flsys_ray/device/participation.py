@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from flsys_ray.device.augmenting import transforms_of
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, Obstacle, eligible
 from flsys_ray.device.controls import Controls
@@ -146,8 +147,8 @@ class Participation:
             return None
         if item.starts >= self.habits.max_starts:
             return "restarted"
-        if item.message.augmentation is not None:
-            return "failed"  # this phone cannot mix in a shared set, and must not train as if there were none
+        if transforms_of(item.message) is None:
+            return "failed"  # this phone cannot augment as it is asked, and must not train as if it had
         obstacles = self._obstacles(model, now)
         if obstacles == ("too-few-examples",):
             return "not-enough-data"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.augmenting import Augment, augmenting
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.examples import Batch
 from flsys_ray.device.uploads import Told, Upload, compressed
 from flsys_ray.errors import DataInvalid, UpdateUnusable
@@ -47,10 +48,11 @@ class DeviceProgram(Protocol):
         max_steps: int | None,
         should_stop: Callable[[], bool],
         correction: Vector | None = None,
+        augment: Augment | None = None,
     ) -> Trained:
         """Train from `parameters` [P] on x [N, ...], y [N]; `should_stop` is asked before each step.
 
-        `correction` [P] is added to the gradient of each step.
+        `correction` [P] is added to the gradient of each step. `augment` makes the x of each epoch.
         """
 
     def evaluate(self, parameters: Vector, x: NDArray[Any], y: NDArray[Any]) -> Evaluated:
@@ -141,6 +143,7 @@ def train_assignment(
         max_steps=local.max_steps,
         should_stop=should_stop,
         correction=pair.correction if pair is not None else None,
+        augment=augmenting(assignment, program.manifest),
     )
     count = len(training.y)
     if not trained.completed:
@@ -155,7 +158,7 @@ def train_assignment(
     else:
         change = pair.change(delta, trained.steps, local.learning_rate)
         upload = Upload(encode_update(delta, told.num_examples, told.loss, told.num_steps, control=change))
-        own = pair.after(change)
+        own = own_control(pair, change)
     return LocalResult(upload.body, count, trained.loss, evaluation, own, upload.residual)
 
 

@@ -112,5 +112,6 @@ MODEL = BuiltinModel(
         "pacing": {"name": "rounds", "cohort": 32, "over_selection": 1.25, "quorum": 8, "deadline_s": 60.0},
         "server_optimizer": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.5},
         "local": {"epochs": 1, "learning_rate": 0.05},
+        "limits": {"max_norm": 64.0},
     },
 )

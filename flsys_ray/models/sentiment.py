@@ -52,6 +52,7 @@ MODEL = BuiltinModel(
         "pacing": {"name": "rounds", "cohort": 50, "deadline_s": 60},
         "server_optimizer": {"name": "adam", "learning_rate": 0.03},
         "local": {"epochs": 3, "learning_rate": 1.0},
+        "limits": {"max_norm": 64.0},
         "eligibility": {"min_examples": 1},
     },
     batch_size=8,

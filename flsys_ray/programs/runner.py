@@ -153,6 +153,7 @@ class Program:
         max_steps: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         correction: Vector | None = None,
+        augment: Callable[[Array, int], Array] | None = None,
     ) -> Trained:
         """Train on a device's examples: each epoch in a new order, in batches, the last one padded and masked.
 
@@ -168,6 +169,7 @@ class Program:
             should_stop: asked before each step; True ends training with what there is (charger unplugged, say).
             correction: [P], added to the gradient of each step. Plain SGD is linear in its gradient, so that taking
                 `learning_rate * correction` off after the step is the same.
+            augment: given x and the number of an epoch, the examples of that epoch: of the same shape.
 
         Raises:
             DataInvalid: x or y has a wrong shape or values, or there are no examples.
@@ -179,7 +181,7 @@ class Program:
             optimizer = self.manifest.local_optimizer
             raise InvalidInput(f"program {self.manifest.name!r}: {optimizer!r} has a state, only SGD is corrected")
         x, y = self._examples(x, y)
-        batches = self._epochs(x, y, epochs, rng)
+        batches = self._epochs(x, y, epochs, rng, augment)
         return self._steps(
             self._vector(parameters),
             itertools.islice(batches, max_steps),
@@ -250,9 +252,17 @@ class Program:
             raise DataInvalid(f"{m.name!r}: labels lie in {y.min()} .. {y.max()}, it has {len(m.classes)} classes")
         return x.astype(m.input_dtype, copy=False), y.astype(np.int32, copy=False)
 
-    def _epochs(self, x: Array, y: Array, epochs: int, rng: np.random.Generator) -> Iterator[Batch]:
-        for _ in range(epochs):
-            yield from self._batches(x, y, rng.permutation(len(y)))
+    def _epochs(
+        self,
+        x: Array,
+        y: Array,
+        epochs: int,
+        rng: np.random.Generator,
+        augment: Callable[[Array, int], Array] | None,
+    ) -> Iterator[Batch]:
+        for epoch in range(epochs):
+            seen = x if augment is None else self._examples(augment(x, epoch), y)[0]
+            yield from self._batches(seen, y, rng.permutation(len(y)))
 
     def _batches(self, x: Array, y: Array, order: Array) -> Iterator[Batch]:
         """Cut examples into batches. The last is filled up by wrap-around, with mask 0."""

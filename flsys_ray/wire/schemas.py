@@ -103,6 +103,13 @@ class ControlLink(Message):
     sha256: Sha256
 
 
+class AugmentationMessage(Message):
+    """What a device does to its examples before it trains on them. One that cannot gives the assignment back."""
+
+    transforms: list[dict[str, JsonValue]] = Field([], description="applied in this order, drawn anew in each epoch")
+    shared: ProgramLink | None = Field(None, description="reserved: a set of examples to mix in")
+
+
 class UploadLink(Message):
     """Where the update goes, and what it may be. The device takes the first of `encodings` that it can do."""
 
@@ -131,7 +138,7 @@ class AssignmentMessage(Message):
     version: int
     program: ProgramLink
     weights: WeightsLink
-    augmentation: ProgramLink | None = None
+    augmentation: AugmentationMessage | None = None
     control: ControlLink | None = Field(
         None, description="train with it, and upload the change of the device's own as a second tensor, `control`"
     )

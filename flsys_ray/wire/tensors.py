@@ -197,12 +197,20 @@ def _header(body: bytes) -> dict[str, object]:
     if not 0 < length <= min(MAX_HEADER_BYTES, len(body) - 8):
         raise UpdateUnusable("not a safetensors file: its header is missing, truncated or too long")
     try:
-        header = json.loads(body[8 : 8 + length])
+        header = json.loads(body[8 : 8 + length], object_pairs_hook=_no_name_twice)
     except (ValueError, RecursionError) as error:
         raise UpdateUnusable("not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise UpdateUnusable("not a safetensors file: its header is not a JSON object")
     return header
+
+
+def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Two readers could take another one of two entries: what was checked must be what is computed with."""
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise UpdateUnusable("not a safetensors file: its header has a name twice")
+    return names
 
 
 def _metadata(body: bytes) -> Mapping[str, object]:

@@ -23,8 +23,10 @@ from flsys_ray.device.phone import Phone
 from flsys_ray.device.trainer import Programs
 from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.programs.runner import Evaluated, Trained
+from flsys_ray.wire.access import NonceReply
 from flsys_ray.wire.schemas import (
     AssignmentMessage,
+    AugmentationMessage,
     CheckInReply,
     CheckInRequest,
     ControlLink,
@@ -77,18 +79,20 @@ class SoftmaxProgram:
         max_steps=None,
         should_stop=lambda: False,
         correction=None,
+        augment=None,
     ):
         current, losses, steps = parameters.copy(), [], 0
         correction = np.zeros_like(parameters) if correction is None else correction
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            seen = x if augment is None else augment(x, epoch)
             for rows in np.array_split(rng.permutation(len(y)), max(1, len(y) // BATCH)):
                 if steps == max_steps:
                     break
                 if should_stop():
                     return Trained(current, 0.0, steps, completed=False)
                 self.on_step()
-                inputs = x[rows].reshape(len(rows), -1)
-                scores = self.infer(current, x[rows])
+                inputs = seen[rows].reshape(len(rows), -1)
+                scores = self.infer(current, seen[rows])
                 losses.append(float(-np.log(scores[np.arange(len(rows)), y[rows]] + 1e-9).mean()))
                 error = (scores - np.eye(3, dtype=np.float32)[y[rows]]) / len(rows)
                 gradient = np.concatenate([(inputs.T @ error).ravel(), error.sum(0)]) + correction
@@ -119,6 +123,7 @@ class FakeModel:
     versions: list[bytes] = field(default_factory=list)
     controls: list[bytes] = field(default_factory=list)  # one a version, for a model that has them
     compression: Encoding = FLOAT32
+    augmentation: AugmentationMessage | None = None
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -170,6 +175,8 @@ class FakeCloud:
     def _route(self, request: httpx2.Request) -> httpx2.Response:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         route = f"{request.method} {request.url.path}"
+        if route == "POST /v1/devices/nonce":
+            return answer(NonceReply(nonce=f"nonce-{len(self.tokens)}", expires_in_s=300.0), 201)
         if route == "POST /v1/devices":
             return self._enrol(bearer, request)
         device = self.tokens.get(bearer)
@@ -242,6 +249,7 @@ class FakeCloud:
             program=ProgramLink(url=f"{base}/program/{sha(model.program)}", sha256=sha(model.program)),
             weights=WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights)),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control else None,
+            augmentation=model.augmentation,
             local=model.local,
             upload=UploadLink(
                 url=f"/v1/assignments/{key}/update",

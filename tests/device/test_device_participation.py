@@ -27,7 +27,7 @@ from flsys_ray.device.clock import SystemClock
 from flsys_ray.device.conditions import READY, Conditions, TraceConditions
 from flsys_ray.device.participation import Habits
 from flsys_ray.errors import Conflict, InvalidInput, NotFound, TryLater, Unauthenticated
-from flsys_ray.wire.schemas import ProgramLink
+from flsys_ray.wire.schemas import AugmentationMessage, ProgramLink
 
 IN_USE = Conditions(charging=True, idle=False, unmetered=True, battery_fraction=1.0)
 
@@ -479,10 +479,14 @@ def test_an_app_uses_the_phone_while_it_takes_part(tmp_path):
     assert not {"failed", "refused", "given-back", "late"} & {outcome.kind for outcome in outcomes}
 
 
-def test_an_augmentation_set_is_never_ignored_silently(tmp_path, cloud):
-    offer = cloud._offer
+@pytest.mark.parametrize("asked", ["shared", "transforms"])
+def test_an_augmentation_that_a_phone_cannot_do_is_never_ignored_silently(tmp_path, cloud, asked):
     link = ProgramLink(url="/v1/models/har-wild/augmentation/" + "0" * 64, sha256="0" * 64)
-    cloud._offer = lambda model, device: offer(model, device).model_copy(update={"augmentation": link})
+    message = {
+        "shared": AugmentationMessage(shared=link),
+        "transforms": AugmentationMessage(transforms=[{"name": "jitter"}, {"name": "of-a-later-release"}]),
+    }[asked]
+    model_of(cloud).augmentation = message
     with open_phone(tmp_path, cloud) as phone:
         fill(phone)
         assert [phone.step().detail for _ in range(3)] == ["", "1", "failed"]

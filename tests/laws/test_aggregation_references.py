@@ -24,11 +24,11 @@ from flsys_ray.core.aggregation.geometric_median import GeometricMedian
 from flsys_ray.core.aggregation.krum import Krum
 from flsys_ray.core.aggregation.multi_krum import MultiKrum
 from flsys_ray.core.aggregation.q_fedavg import QFedAvg
+from flsys_ray.core.aggregation.rows import squared_distances
 from flsys_ray.core.aggregation.trimmed_mean import TrimmedMean
 from flsys_ray.core.aggregation.zeroing import Zeroing
 from flsys_ray.core.exact import FixedPoint
 from flsys_ray.core.rng import generator
-from flsys_ray.core.rows import squared_distances
 from flsys_ray.core.types import Contribution
 
 STEPS = 256

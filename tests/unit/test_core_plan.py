@@ -130,6 +130,7 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
         "selection": {"name": "uniform", "open_at_fraction": 0.5},
         "aggregation": {"name": "weighted_mean"},
         "server_optimizer": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0},
+        "augmentation": {"transforms": []},
         "compression": {"name": "float32"},
         "local": {"epochs": 1, "learning_rate": 0.05, "proximal_mu": 0.0, "max_steps": None},
         "eligibility": {
@@ -139,7 +140,7 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
             "min_battery_fraction": 0.3,
             "min_examples": 10,
         },
-        "limits": {"max_examples": 10_000, "max_abs_delta": 1024.0},
+        "limits": {"max_examples": 10_000, "max_abs_delta": 1024.0, "max_norm": None},
         "stopping": {"versions": None},
         "evaluation": None,
         "seed": 0,

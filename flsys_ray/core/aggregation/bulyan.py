@@ -14,8 +14,8 @@ from pydantic import Field
 
 from flsys_ray.core.aggregation.base import Array, Cohort, WholeCohort
 from flsys_ray.core.aggregation.krum import scores
+from flsys_ray.core.aggregation.rows import squared_distances
 from flsys_ray.core.exact import FixedPoint
-from flsys_ray.core.rows import squared_distances
 from flsys_ray.core.updates import UpdateReader, blocks
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from flsys_ray.core.aggregation.base import Array, Cohort, WholeCohort
-from flsys_ray.core.rows import squared_distances_to, weighted_sum
+from flsys_ray.core.aggregation.rows import squared_distances_to, weighted_sum
 from flsys_ray.core.updates import UpdateReader, blocks
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from flsys_ray.core.aggregation.base import Array, Cohort, WholeCohort
-from flsys_ray.core.rows import exact_mean, squared_distances
+from flsys_ray.core.aggregation.rows import exact_mean, squared_distances
 from flsys_ray.core.updates import UpdateReader
 
 

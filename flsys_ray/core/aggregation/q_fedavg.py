@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from flsys_ray.core.aggregation.base import Array, Cohort, WholeCohort
-from flsys_ray.core.rows import weighted_sum
+from flsys_ray.core.aggregation.rows import weighted_sum
 from flsys_ray.core.updates import UpdateReader, blocks
 
 SMALLEST_LOSS = 1e-10  # as in the authors' code: a power of 0 must not be infinite
