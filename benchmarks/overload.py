@@ -4,7 +4,7 @@
 
 First the capacity is measured: uploads (842 kB) a second of eight phones that never wait. Then phones arrive at `times`
 that rate, each with its own connection, whether or not the ones before were answered: each checks in, and uploads if it
-is given work. A refused phone does not come back here: the rate of arrivals is what is fixed.
+is given work. A refused phone does not wait to come back, as if it were another: the rate of arrivals is what is fixed.
 
 Printed: accepted uploads that are lost (answered 200, and neither in a version's manifest nor an object of the open
 round: must be 0), the share of calls that was refused and the share of those with `Retry-After`, p50 and p99 of
@@ -160,7 +160,8 @@ def main() -> None:
             app_key = prepare(url, data, 90_000)
             capacity = measure(port, enrolled(port, app_key, PROBE, 0), body)
             per_s = given.times * capacity
-            tokens = enrolled(port, app_key, int(per_s * given.seconds), PROBE)
+            devices = enrolled(port, app_key, int(3 * capacity * given.seconds), PROBE)
+            tokens = [devices[number % len(devices)] for number in range(int(per_s * given.seconds))]
             watch = Memory()
             told = asyncio.run(arrive(port, tokens, body, per_s, watch))
             calls = sum(told.statuses.values()) + told.broken

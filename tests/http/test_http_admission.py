@@ -120,18 +120,23 @@ def test_bodies_are_bounded_by_the_bytes_that_have_come(world: World, key):
     asyncio.run(play())
 
 
-def test_a_body_that_outgrows_the_room_on_its_way_is_refused_there(world: World, key):
-    world.training(key)
+def test_a_body_that_outgrows_the_room_on_its_way_is_refused_there_but_not_if_it_is_alone(world: World, key):
+    world.training(key, plan={"pacing": {"name": "rounds", "cohort": 8, "deadline_s": 600}, "selection": "first_come"})
     body = world.body()
-    phone = uploading(world, key, "one", body)
-    del phone.scope["headers"][-1]  # no Content-Length
+    first, second = (uploading(world, key, name, body) for name in ("one", "two"))
+    del second.scope["headers"][-1]  # no Content-Length
     admission = bounded(world, body_bytes=len(body) // 2)
 
     async def play() -> None:
-        await phone.start(body, size=16)
+        large = first.start(body, whole=False)
+        await settled(lambda: admission.held_bytes == len(body))
+        await second.start(body, size=16)
+        refusal(second)
+        first.pieces.put_nowait(None)
+        await large
+        assert first.status == 200
 
     asyncio.run(play())
-    refusal(phone)
     assert admission.held_bytes == 0
 
 
