@@ -55,7 +55,7 @@ class Admission:
         """Raises `TryLater` if an upload with a body of so many bytes would have to wait, or its body has no room."""
         if self._in_hand["uploads"] >= self.bounds.uploads or self._in_hand["readers"] >= self.bounds.readers:
             raise self._refusal("uploads")
-        if 0 < self.held_bytes and self.held_bytes + body_bytes > self.bounds.body_bytes:
+        if self.held_bytes > 0 and self.held_bytes + body_bytes > self.bounds.body_bytes:
             raise self._refusal("bytes of uploads")
 
     @contextmanager
