@@ -41,7 +41,13 @@ class SimulationWorker:
 
 
 class RayExecutor:
-    """`workers` Ray workers, each with a core (or `cores` of them) of its own. Those of the cluster in `RAY_ADDRESS`; else Ray is started here, at normal niceness."""
+    """`workers` Ray workers, each with a core (or `cores` of them) of its own.
+
+    Of the cluster in `RAY_ADDRESS`; without that, Ray is started here, at normal niceness.
+
+    Raises:
+        InvalidInput: Ray has not so many cores to spare.
+    """
 
     def __init__(self, specs: Mapping[str, TrainerSpec], workers: int, cores: float = 1.0) -> None:
         if not ray.is_initialized():

@@ -6,10 +6,10 @@
 A peer runs in its own environment: its script is called with the workload's name, and prints the JSON line that
 `--one` prints. Two workloads (`simulation_workloads.py`): one of a HAR model's size (210,438 parameters, 100 windows,
 25 steps of 20, a cohort of 20 of 100 devices), and one of small devices (25,334 parameters, 20 windows, 2 steps of 10,
-200 of 1,000). Everything is float32, on two workers of one thread each. A run is a process of its own, and the runs of the
-competitors alternate. A figure is trainings a second from the end of the first round (which compiles) to the end; the
-wall time of the whole run, compilation included; the peak of the proportional set size (PSS) of its processes; and the
-CPU time of a training, which other work on the machine disturbs less.
+200 of 1,000). Everything is float32, on two workers of one thread each. A run is a process of its own, and the runs of
+the competitors alternate. A figure is trainings a second from the end of the first round (which compiles) to the end;
+the wall time of the whole run, compilation included; the peak of the proportional set size (PSS) of its processes; and
+the CPU time of a training, which other work on the machine disturbs less.
 
 - `flsys`: the engine: coordinator, traces (equal devices that are always there; a training takes minutes of virtual
   time), exact aggregation, two threads in one process. `flsys-ray`: on two Ray workers; Ray's own processes count.
@@ -190,7 +190,8 @@ def engine(workload: Workload, *, on_ray: bool) -> list[tuple[float, float]]:
         executor: Any = RayExecutor(specs, WORKERS)
     else:
         executor = InlineExecutor(specs, WORKERS)
-    simulation = Simulation([model], always_there(workload.devices), executor, Terms(evaluate_every=0))
+    terms = Terms(evaluate_every=0, check_in_every_s=900.0)
+    simulation = Simulation([model], always_there(workload.devices), executor, terms)
     ends: list[tuple[float, float]] = []
     simulation.run(lambda row: ends.append(now()))
     executor.close()

@@ -61,9 +61,10 @@ def test_a_simulation_that_was_killed_goes_on_to_the_same_bits(name, tmp_path):
         assert facts(resumed.run()) == facts(whole)
 
 
-def test_a_version_is_what_the_coordinator_makes_of_the_updates_by_hand():
+@pytest.mark.parametrize("name", ["rounds", "buffered", "late updates"])
+def test_a_version_is_what_the_coordinator_makes_of_the_updates_by_hand(name):
     """All that the coordinator was asked, asked again of another one, with the updates of the phone's own program."""
-    simulation = simulation_of(plan_of(ROUNDS))
+    simulation = simulation_of(PLANS[name])
     trainee, model = simulation.trainees["model-0"], simulation.models["model-0"]
     calls = []
 
@@ -80,17 +81,19 @@ def test_a_version_is_what_the_coordinator_makes_of_the_updates_by_hand():
     program, pool, plan = Program.load(model.program), model.population.pool, model.plan
     start = Version(0, program.init(plan.seed), plan.server_optimizer.init(67))
     again = Coordinator("model-0", program.manifest.to_layout(), plan, start, round_=0, opened_at=0.0)
+    versions = {0: start.parameters}
     for verb, (*what, now) in calls:
         if verb == "submit":
             work = what[0].assignment
             rows = model.population.rows(int(work.device_id))
-            base, rng = again.version.parameters, generator(0, "local-training", work.round, work.assignment_id)
+            base, rng = versions[work.version], generator(0, "local-training", work.round, work.assignment_id)
             x, y = pool.training.x[rows], pool.training.y[rows]
             trained = program.train(base, x, y, epochs=2, learning_rate=0.1, rng=rng)
             what = [Update(work, trained.parameters - base, len(rows), trained.loss, num_steps=trained.steps)]
         getattr(again, verb)(*what, now)
-    assert sum(verb == "submit" for verb, _ in calls) >= 30
-    assert again.version.number == 5
+        versions[again.version.number] = again.version.parameters
+    assert sum(verb == "submit" for verb, _ in calls) > plan.stopping.versions
+    assert again.version.number == plan.stopping.versions
     assert np.array_equal(again.version.parameters, trainee.coordinator.version.parameters)
 
 
