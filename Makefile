@@ -22,6 +22,7 @@ check: $(VENV)/.dev ## Style, types, import contracts, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/audit.py
 	$(BIN)/pytest tests/docs
 
 SEEDS ?= 10000

@@ -41,7 +41,7 @@ from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.leaks import check_no_leak
 from flsys_ray.data.splits import split_users
 from flsys_ray.device.collector import ReplaySource, feed
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
 from flsys_ray.device.uploads import with_memory
@@ -253,7 +253,7 @@ def _update(
     delta, change = trained.parameters - base, None
     if pair is not None:
         change = pair.change(delta, trained.steps, plan.local.learning_rate)
-        controls[work.device_id] = pair.after(change)
+        controls[work.device_id] = own_control(pair, change)
     return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
 
 

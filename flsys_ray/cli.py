@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import flsys_ray
-from flsys_ray.commands import apps, cloud, data, demo, devices, keys, models, replay, tensorboard, watch
+from flsys_ray.commands import apps, cloud, data, demo, devices, keys, models, replay, simulate, tensorboard, watch
 from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
@@ -30,6 +30,7 @@ app.command()(cloud.down)
 app.command()(watch.watch)
 app.command()(tensorboard.tensorboard)
 app.command()(replay.replay)
+app.command()(simulate.simulate)
 app.add_typer(apps.group, name="app")
 app.add_typer(models.group, name="models")
 app.add_typer(devices.one, name="device")

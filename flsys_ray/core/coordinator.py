@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 
 from flsys_ray.core.aggregation.partial import Line, Partial, contribution_of
-from flsys_ray.core.distinct import DistinctCount
 from flsys_ray.core.flaws import flaw_of
 from flsys_ray.core.ids import assignment_id, is_turn_of
 from flsys_ray.core.layout import Layout
@@ -25,6 +24,7 @@ from flsys_ray.core.pacing.steering import SOON_S, retry_after_s, round_over_in_
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
+from flsys_ray.core.selection.distinct import DistinctCount
 from flsys_ray.core.selection.history import NO_HISTORY, History
 from flsys_ray.core.snapshot import Snapshot
 from flsys_ray.core.step import committed, prepared

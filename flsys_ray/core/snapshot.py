@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flsys_ray.core.distinct import DistinctCount
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.ledger import Entry
+from flsys_ray.core.selection.distinct import DistinctCount
 from flsys_ray.core.selection.history import NO_HISTORY, History
 from flsys_ray.core.types import Version
 

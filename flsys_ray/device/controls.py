@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flsys_ray.core.controls import ControlPair
 from flsys_ray.core.layout import Vector
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.manifest import Manifest
@@ -25,37 +25,6 @@ class Controls:
     own: bytes | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ControlPair:
-    """c and c_i, float32 [P], and which elements are trained."""
-
-    server: Vector
-    own: Vector
-    trainable: NDArray[np.bool_]
-
-    @property
-    def correction(self) -> Vector:
-        """c - c_i: what a step adds to its gradient, float32 [P]."""
-        return np.where(self.trainable, self.server - self.own, np.float32(0))
-
-    def change(self, delta: Vector, steps: int, learning_rate: float) -> Vector:
-        """Return c_i+ - c_i after so many steps that moved the version by `delta`: float32 [P].
-
-        Raises `UpdateUnusable` if no step was taken, or a value is not finite.
-        """
-        if steps < 1:
-            raise UpdateUnusable("no step was taken: a control cannot be estimated")
-        change = -self.server.astype(np.float64) - delta.astype(np.float64) / (steps * learning_rate)
-        made = np.where(self.trainable, change, 0.0).astype(np.float32)
-        if not np.isfinite(made).all():
-            raise UpdateUnusable("the change of the control is not finite")
-        return made
-
-    def after(self, change: Vector) -> bytes:
-        """Return the phone's own control (safetensors) once a change is counted."""
-        return encode_vector("control", np.where(self.trainable, self.own + change, np.float32(0)))
-
-
 def decode_controls(controls: Controls, manifest: Manifest) -> ControlPair:
     """Return both controls of a program. One of the phone's own that is of another program counts as none.
 
@@ -68,3 +37,8 @@ def decode_controls(controls: Controls, manifest: Manifest) -> ControlPair:
             own = decode_vector(controls.own, "control", size)
     trainable = manifest.to_layout().trainable_mask()
     return ControlPair(decode_vector(controls.server, "control", size), own, trainable)
+
+
+def own_control(pair: ControlPair, change: Vector) -> bytes:
+    """Return the phone's own control (safetensors) once a change is counted."""
+    return encode_vector("control", pair.after(change))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
 from flsys_ray.device.augmenting import Augment, augmenting
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.examples import Batch
 from flsys_ray.device.uploads import Told, Upload, compressed
 from flsys_ray.errors import DataInvalid, UpdateUnusable
@@ -175,7 +175,7 @@ def train_assignment(
         upload = Upload(
             encode_update(delta, told.num_examples, told.loss, told.num_steps, control=change, more=told.more)
         )
-        own = pair.after(change)
+        own = own_control(pair, change)
     return LocalResult(upload.body, count, trained.loss, evaluation, own, upload.residual)
 
 

@@ -25,6 +25,7 @@ from flsys_ray.cloud import hosts as hosts_module
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import Device, Ticket
 from flsys_ray.cloud.hosts import Action
+from flsys_ray.cloud.journal import Journal
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.cloud.versions import sha256
 from flsys_ray.core.plan import TrainingPlan, parse_plan
@@ -38,7 +39,7 @@ from flsys_ray.wire.tensors import encode_update
 T = TypeVar("T")
 MODEL = "har"
 APP = "acme"
-TROUBLE_S = 120.0
+TROUBLE_S = 90.0
 CALM_S = 300.0  # at most: until there is a new version
 STRAGGLERS_S = 40.0  # a message that was sent before, to pause the model say, has come by then
 SIGNING = b'{"key": "c2ltdWxhdGVkLWRpc2FzdGVycy1zaWduaW5nLWtleS0wMDE="}'
@@ -128,13 +129,13 @@ class Story:
         keeper = asyncio.ensure_future(self._keep_replicas())
         await self._create()
         trouble = [asyncio.ensure_future(part) for part in (*self._bad_luck(), self._developer())]
-        phones = [asyncio.ensure_future(self._phone(number)) for number in range(self.rng.randint(5, 9))]
+        phones = [asyncio.ensure_future(self._phone(number)) for number in range(self.rng.randint(5, 7))]
         await asyncio.sleep(TROUBLE_S)
         await self._stop(trouble)
         self._heal()
         await asyncio.sleep(STRAGGLERS_S)
         await self._act("start")
-        self.version_when_healed = await self._version()
+        self.version_when_healed = self._version()
         await self._until_there_is_a_new_version()
         await self._stop([*phones, keeper])
         for assignment_id in await self._worth_a_question():
@@ -145,7 +146,7 @@ class Story:
         self.last_version = self.version_when_healed
         while self.last_version == self.version_when_healed and self.loop.time() < until:
             await asyncio.sleep(5.0)
-            self.last_version = await self._version()
+            self.last_version = self._version()
 
     async def _worth_a_question(self) -> list[str]:
         """Return the counted assignments that no version lists, and a few that one does."""
@@ -185,10 +186,11 @@ class Story:
     async def _act(self, action: Action) -> None:
         await self.sure(lambda cloud: cloud.act(APP, MODEL, action))
 
-    async def _version(self) -> int:
-        version = (await self.sure(lambda cloud: cloud.info(APP, MODEL))).version
+    def _version(self) -> int:
+        """Return the newest version, as the log tells: an owner that has lost the model may not know of it."""
+        version = Journal(self.store, self.model_id).read_tail().head.version
         assert version is not None
-        return version
+        return version.number
 
     async def sure(self, use: Callable[[Cloud], Awaitable[T]]) -> T:
         """Ask until there is an answer."""
@@ -215,7 +217,7 @@ class Story:
                 continue
             for message in reply.assignments:
                 await self._work(device, message)
-            await asyncio.sleep(max(4.0, min(reply.retry_after_s, 30.0)) * self.rng.uniform(0.5, 1.5))
+            await asyncio.sleep(max(7.0, min(reply.retry_after_s, 30.0)) * self.rng.uniform(0.5, 1.5))
 
     async def _work(self, device: Device, message: AssignmentMessage) -> None:
         aid = message.assignment_id

@@ -13,7 +13,7 @@ from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.core.types import Assignment, Contribution, Counted, Rejected, Update, Version
-from flsys_ray.device.controls import Controls, decode_controls
+from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.errors import PlanInvalid
 from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.wire.tensors import encode_vector
@@ -82,7 +82,7 @@ def trained(base: Version, work: Assignment, i: int, own: dict[int, bytes]) -> U
     pair = decode_controls(Controls(encode_vector("control", base.control), own.get(i)), MANIFEST)
     delta = (steps(base.parameters, i, pair.correction) - base.parameters).astype(np.float32)
     change = pair.change(delta, STEPS, RATE)
-    own[i] = pair.after(change)
+    own[i] = own_control(pair, change)
     return Update(work, delta, 1 + 7 * i, 0.0, num_steps=STEPS, control=change)
 
 

@@ -1,6 +1,7 @@
 """Walk a Keras graph and compute it with the lowering functions."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class Replay:
         training: whether layers behave as in training.
         rows: [B] float32, 1 for a real example and 0 for a padded one; None: all are real.
         noise: where dropout gets its random numbers; None outside training.
+        instead: lowering functions, by layer type, that are taken before those of the registry: another runtime may
+            have faster forms of the same mathematics.
         updates: new values of state that is not trained, by `id(variable)`.
     """
 
@@ -30,6 +33,7 @@ class Replay:
     training: bool
     rows: Tensor | None = None
     noise: Noise | None = None
+    instead: Mapping[type, registry.Lowering] = field(default_factory=dict)
     updates: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -185,7 +189,7 @@ def lower_layer(layer: Any, x: Tensor, replay: Replay, kwargs: dict[str, Any]) -
         if mask is not None:
             raise refusal(layer, "a nested model cannot be called with a mask")
         return run_graph(graph, x, replay)
-    function = registry.layer_lowering(layer)
+    function = replay.instead.get(type(layer)) or registry.layer_lowering(layer)
     if function is None:
         raise refusal(layer, "there is no lowering for this layer type to built-in LiteRT operators")
     if layer.compute_dtype != "float32":

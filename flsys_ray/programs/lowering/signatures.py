@@ -99,19 +99,23 @@ def train(
 
 def _gradient(blueprint: Blueprint, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Replay]:
     """Return the flat gradient [T] of loss and penalties, the loss, and the finished replay."""
-    leaves = blueprint.leaves
-    values = leaves.unpack(parameters)
-    sources = [values[id(v.source)] for v in leaves.variables if v.trainable]
     noise = Noise(key_of_values(parameters, tf.cast(batch.x, tf.float32)))
-    replay = Replay(dict(values), training=True, rows=batch.mask, noise=noise)
+    replay = Replay(blueprint.leaves.unpack(parameters), training=True, rows=batch.mask, noise=noise)
+    gradients, loss = gradients_of(blueprint, batch, replay)
+    return blueprint.leaves.pack(gradients), loss, replay
+
+
+def gradients_of(blueprint: Blueprint, batch: Batch, replay: Replay) -> tuple[list[Tensor], Tensor]:
+    """Return the gradient of loss and penalties for each trained leaf, and the loss; `replay` holds the values."""
+    leaves, values = blueprint.leaves, dict(replay.values)
+    sources = [values[id(v.source)] for v in leaves.variables if v.trainable]
     with tf.GradientTape() as tape:
         tape.watch(sources)
         logits = logits_of(blueprint, batch.x, replay)
         loss = losses.masked_mean(losses.cross_entropy(logits, batch.y), batch.mask)
         penalty = leaves.regularization(values)
         objective = loss if penalty is None else loss + penalty
-    gradients = tape.gradient(objective, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return leaves.pack(gradients), loss, replay
+    return tape.gradient(objective, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO), loss
 
 
 def evaluate(blueprint: Blueprint, parameters: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,203 @@
+"""`flsys simulate`: models train on emulated devices in virtual time."""
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flsys_ray.commands.options import console, print_json
+from flsys_ray.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from flsys_ray.simulation.engine import SimulatedModel
+    from flsys_ray.simulation.executors import Executor
+    from flsys_ray.simulation.population import Pool
+    from flsys_ray.simulation.results import Row
+    from flsys_ray.simulation.training import TrainerSpec
+
+BUILTIN_OF_FORM = {"windows": "har-wild", "texts": "sentiment"}
+
+
+def simulate(
+    plans: Annotated[list[Path], typer.Argument(help="Training plans (YAML). Several: models that train at once.")],
+    data: Annotated[list[str], typer.Option("--data", help="The data set; with several plans, one for each.")],
+    rounds: Annotated[int | None, typer.Option(min=1, help="Versions to train. Default: the plan's stopping.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of plans, devices and split. Default: the plan's.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = os.cpu_count() or 1,
+    executor: Annotated[Literal["ray", "inline"], typer.Option(help="Ray workers, or threads here.")] = "inline",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary; `-`: print it.")] = None,
+    builtin: Annotated[list[str] | None, typer.Option(help="The models. Default: by the form of the data.")] = None,
+    trainer: Annotated[Literal["fast", "program"], typer.Option(help="A fast graph, or the phone's program.")] = "fast",
+    devices: Annotated[int | None, typer.Option(min=1, help="Default: one for each training user.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="The most examples that a device has.")] = None,
+    traces: Annotated[Path | None, typer.Option(help="Device traces (Parquet). Default: made up.")] = None,
+    ideal: Annotated[bool, typer.Option("--ideal", help="Equal devices that are always there.")] = False,
+    check_in_every_s: Annotated[float, typer.Option(min=0.0, help="A device asks no more often.")] = 15.0,
+    evaluate_every: Annotated[int, typer.Option(min=0, help="Versions between evaluations; 0: none.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for rounds.parquet, summary.json and checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    checkpoint_every_s: Annotated[float, typer.Option(min=0.0, help="Seconds between checkpoints.")] = 60.0,
+) -> None:
+    """Train on emulated devices in virtual time. Same seed, same result, for any executor and number of workers."""
+    from flsys_ray.simulation.checkpoint import Checkpoints
+    from flsys_ray.simulation.engine import Simulation, Terms
+    from flsys_ray.simulation.results import write_rows, write_summary
+
+    if resume and out is None:
+        raise InvalidInput("--resume needs --out, the folder with the checkpoint")
+    models, specs = _models(plans, data, builtin or [], (rounds, seed, devices, examples, trainer))
+    fleet = _traces(traces, ideal=ideal, models=models, seed=seed)
+    terms = Terms(
+        seed=models[0].plan.seed if seed is None else seed,
+        check_in_every_s=check_in_every_s,
+        evaluate_every=evaluate_every,
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    pool = _executor(executor, specs, workers)
+    try:
+        simulation = Simulation(models, fleet, pool, terms)
+        keeper = Checkpoints(out, checkpoint_every_s) if out is not None else None
+        if keeper is not None and resume:
+            keeper.restore(simulation)
+        show = _Shown(models, quiet=str(json_file) == "-")
+        with show:
+            outcome = simulation.run(show.round, keeper.after if keeper is not None else None)
+    finally:
+        pool.close()
+    outcome.settings = {"executor": executor, "workers": workers, "trainer": trainer, "data": data}
+    if out is not None:
+        write_rows(outcome.rows, out / "rounds.parquet")
+        write_summary(outcome, out / "summary.json")
+    if json_file is not None and str(json_file) != "-":
+        write_summary(outcome, json_file)
+    if str(json_file) == "-":
+        print_json(outcome.summary())
+    else:
+        _report(outcome.summary(), outcome.rows)
+
+
+def build_builtin(name: str, classes: tuple[str, ...]) -> Any:
+    """Return the Keras model of a built-in one."""
+    from flsys_ray.models import get
+
+    return get(name).build(classes)
+
+
+def _models(
+    plans: list[Path], data: list[str], builtins: list[str], settings: tuple[Any, ...]
+) -> tuple[list["SimulatedModel"], dict[str, "TrainerSpec"]]:
+    """Return the models, and how each is trained."""
+    from flsys_ray.commands.builtin import compile_builtin
+    from flsys_ray.core.plan import parse_plan_yaml
+    from flsys_ray.simulation.engine import SimulatedModel
+    from flsys_ray.simulation.population import Population
+    from flsys_ray.simulation.training import TrainerSpec, group_size_of
+
+    rounds, seed, devices, examples, trainer = settings
+    if len(data) not in (1, len(plans)) or len(builtins) not in (0, 1, len(plans)):
+        raise InvalidInput(f"{len(plans)} plans: give --data (and --builtin, if at all) once, or once for each")
+    models, specs = [], {}
+    for number, path in enumerate(plans):
+        plan = parse_plan_yaml(path.read_text())
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        if rounds is not None:
+            changes["stopping"] = plan.stopping.model_copy(update={"versions": rounds})
+        plan = plan.model_copy(update=changes)
+        source = data[number] if len(data) > 1 else data[0]
+        builtin = builtins[min(number, len(builtins) - 1)] if builtins else _builtin_for(source)
+        program = compile_builtin(builtin)
+        pool, classes = _pool(source, program, plan.seed)
+        population = Population(pool, devices or len(pool.users), plan.seed, examples)
+        name = builtin if builtin not in specs else f"{builtin}-{number + 1}"
+        models.append(SimulatedModel(name, plan, program, population))
+        build = functools.partial(build_builtin, builtin, classes)
+        size = group_size_of(plan)
+        specs[name] = TrainerSpec(trainer, program, build, plan.local, size, pool.training, pool.held_out)
+    return models, specs
+
+
+def _builtin_for(data: str) -> str:
+    from flsys_ray.data.dataset import open_dataset
+
+    form = open_dataset(data).info.form
+    if form not in BUILTIN_OF_FORM:
+        raise NotFound(f"{data}: no built-in model takes {form}: name one with --builtin")
+    return BUILTIN_OF_FORM[form]
+
+
+def _pool(data: str, program: bytes, seed: int) -> tuple["Pool", tuple[str, ...]]:
+    from flsys_ray.data.dataset import open_dataset
+    from flsys_ray.programs.manifest import read_manifest, read_tokenizer
+    from flsys_ray.simulation.population import pool_of
+
+    classes = read_manifest(program).classes
+    return pool_of(open_dataset(data).fit(classes, read_tokenizer(program)), seed), classes
+
+
+def _traces(path: Path | None, *, ideal: bool, models: list["SimulatedModel"], seed: int | None) -> Any:
+    from flsys_ray.simulation.traces import always_there, read_traces, synthetic_traces
+
+    if path is not None:
+        return read_traces(path)
+    count = max(model.population.devices for model in models)
+    return always_there(count) if ideal else synthetic_traces(count, models[0].plan.seed if seed is None else seed)
+
+
+def _executor(name: str, specs: dict[str, "TrainerSpec"], workers: int) -> "Executor":
+    if name == "ray":
+        from actors.simulation_workers import RayExecutor
+
+        return RayExecutor(specs, workers)
+    from flsys_ray.simulation.executors import InlineExecutor
+
+    return InlineExecutor(specs, workers)
+
+
+class _Shown:
+    """A progress bar in a terminal, else one line a round."""
+
+    def __init__(self, models: list["SimulatedModel"], *, quiet: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._quiet = quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+        self._tasks = {m.name: self._bar.add_task(m.name, total=m.plan.stopping.versions) for m in models}
+
+    def __enter__(self) -> None:
+        self._bar.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def round(self, row: "Row") -> None:
+        """Show that a round has closed."""
+        if row.version is not None:
+            self._bar.update(self._tasks[row.model], completed=row.version)
+        if not self._quiet and not console.is_terminal:
+            console.print(_line(row), markup=False)
+
+
+def _line(row: "Row") -> str:
+    version = "no version" if row.version is None else f"v{row.version}"
+    loss = "-" if row.training_loss is None else f"{row.training_loss:.3f}"
+    counts = f"{row.counted} of {row.assigned} counted, {row.late} late"
+    return f"{row.model} round {row.round}: {version}, {counts}, training loss {loss}, at {row.closed_s:.0f} s"
+
+
+def _report(summary: dict[str, Any], rows: list["Row"]) -> None:
+    for model, row in summary["last"].items():
+        console.print(
+            f"{model} v{row['version']}: accuracy {row['accuracy']:.3f}, macro-F1 {row['macro_f1']:.3f}, "
+            f"loss {row['loss']:.3f} on held-out users",
+            markup=False,
+        )
+    console.print(
+        f"{summary['trainings']} trainings in {summary['wall_s']:.1f} s "
+        f"({summary['virtual_s'] / 3600:.1f} h of virtual time, {len(rows)} rounds): "
+        + ", ".join(f"{model} v{n} {summary['digests'][model][:12]}" for model, n in summary["versions"].items()),
+        markup=False,
+    )

@@ -1,0 +1,83 @@
+"""Which devices there are, and which examples each of them has. Nothing is kept for a device that is not at work.
+
+Examples of all users lie one after the other (`Pool`). A device belongs to a user: device d to user d mod U, so that a
+small data set can serve any number of devices. With `examples_per_device`, a device has a drawn part of its user's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsys_ray.core.rng import generator
+from flsys_ray.data.dataset import Dataset
+from flsys_ray.data.leaks import check_no_leak
+from flsys_ray.data.splits import held_out_part, split_users
+from flsys_ray.errors import DataInvalid
+from flsys_ray.simulation.training import Examples
+
+HELD_OUT_USERS = 0.2
+HELD_OUT_PART = 0.2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Examples of U users; user u has the rows `offsets[u] : offsets[u + 1]`. `held_out` are of other users."""
+
+    training: Examples
+    offsets: NDArray[np.int64]
+    held_out: Examples
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Population:
+    """The devices that hold examples of one model."""
+
+    pool: Pool
+    devices: int
+    seed: int
+    examples_per_device: int | None = None
+
+    def rows(self, device: int) -> NDArray[np.int64]:
+        """Return the rows of a device's examples, sorted. The same each time."""
+        user = device % len(self.pool.users)
+        first, last = int(self.pool.offsets[user]), int(self.pool.offsets[user + 1])
+        most = self.examples_per_device
+        if most is None or last - first <= most:
+            return np.arange(first, last)
+        draw = generator(self.seed, "examples-of-device", 0, str(device))
+        return first + np.sort(draw.choice(last - first, most, replace=False)).astype(np.int64)
+
+    def count(self, device: int) -> int:
+        """Return how many examples a device has."""
+        user = device % len(self.pool.users)
+        count = int(self.pool.offsets[user + 1] - self.pool.offsets[user])
+        return count if self.examples_per_device is None else min(count, self.examples_per_device)
+
+
+def pool_of(dataset: Dataset, seed: int) -> Pool:
+    """Read a data set: a fifth of the users is held out, and of the others the part that their phones hold out.
+
+    Raises:
+        DataInvalid: fewer than two users.
+        DataLeak: examples of both parts overlap.
+    """
+    training, held_out = split_users(dataset.users, HELD_OUT_USERS, seed)
+    parts = [held_out_part(dataset.examples(user), HELD_OUT_PART, seed)[0] for user in training]
+    judged = [dataset.examples(user) for user in held_out]
+    check_no_leak({"training": parts, "held out": judged})
+    kept = [(user, part.x, part.y) for user, part in zip(training, parts, strict=True) if len(part)]
+    return make_pool(kept, Examples(np.concatenate([p.x for p in judged]), np.concatenate([p.y for p in judged])))
+
+
+def make_pool(parts: Sequence[tuple[str, NDArray[np.generic], NDArray[np.int32]]], held_out: Examples) -> Pool:
+    """Return a pool of users, each with name, x [N, ...] and y [N]. Raises `DataInvalid` if there is none."""
+    if not parts:
+        raise DataInvalid("population: no user has an example to train on")
+    counts = [len(y) for _, _, y in parts]
+    training = Examples(np.concatenate([x for _, x, _ in parts]), np.concatenate([y for _, _, y in parts]))
+    for array in (training.x, training.y, held_out.x, held_out.y):
+        array.flags.writeable = False
+    return Pool(training, np.concatenate([[0], np.cumsum(counts)]), held_out, tuple(user for user, _, _ in parts))

@@ -1,0 +1,148 @@
+"""What local training is in a simulation: works in, deltas out; who computes it is a `Trainer`'s business.
+
+A device's batches are those of the phone: `core.rng.generator(0, "local-training", round, assignment id)` draws the
+order of each epoch, and the last batch is filled up by wrap-around with mask 0 (`programs.runner.Program.train`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsys_ray.core.layout import Vector
+from flsys_ray.core.pacing.buffered import Buffered
+from flsys_ray.core.pacing.deadline import Rounds
+from flsys_ray.core.plan import LocalTraining, TrainingPlan
+from flsys_ray.core.rng import generator
+
+MAX_GROUP = 10
+TrainerName = Literal["fast", "program"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """One device's local training: of version `base`, on the rows of the pool that are its examples.
+
+    `correction` [P] is added to each gradient, for a rule that carries controls.
+    """
+
+    assignment_id: str
+    round: int
+    base: int
+    rows: NDArray[np.int64]
+    correction: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Works that are trained together. `bases` holds the parameters [P] of each version that one of them begins with.
+
+    The composition of a group never depends on who computes it, so neither do its bits.
+    """
+
+    model: str
+    works: tuple[Work, ...]
+    bases: Mapping[int, Vector]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deltas:
+    """What a group's training gave, row by row: delta float32 [D, P], mean loss [D], steps [D]."""
+
+    delta: NDArray[np.float32]
+    loss: NDArray[np.float64]
+    steps: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """A version's answers on the held-out examples: the class it chose [N], and the sum of its losses."""
+
+    chosen: NDArray[np.int32]
+    loss_sum: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Examples of many users, one after the other: x [M, ...], y int32 [M]. Shared, and never written to."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainerSpec:
+    """All that a worker needs to train a model.
+
+    Attributes:
+        name: which trainer.
+        program: the program file of the model.
+        build: makes the Keras model, for the fast trainer. It travels to workers.
+        local: the plan's local training.
+        group_size: the most works that a group will have.
+        training: what devices train on.
+        held_out: what versions are evaluated on.
+    """
+
+    name: TrainerName
+    program: bytes
+    build: Callable[[], Any] | None
+    local: LocalTraining
+    group_size: int
+    training: Examples
+    held_out: Examples
+
+
+class Trainer(Protocol):
+    """Computes local trainings of one model, and evaluates its versions."""
+
+    def train(self, group: Group) -> Deltas:
+        """Train all works of a group. A device whose training diverges has a delta that is not finite."""
+
+    def evaluate(self, parameters: Vector) -> Answers:
+        """Return a version's answers on the held-out examples."""
+
+
+def make_trainer(spec: TrainerSpec) -> Trainer:
+    """Make the trainer that a spec names. The fast one loads TensorFlow."""
+    if spec.name == "program":
+        from flsys_ray.simulation.program_trainer import ProgramTrainer
+
+        return ProgramTrainer(spec)
+    from flsys_ray.simulation.fast_trainer import make_fast_trainer
+
+    return make_fast_trainer(spec)
+
+
+def group_size_of(plan: TrainingPlan) -> int:
+    """Return how many works a group has at most: a round's are dealt into at least two, of ten or fewer."""
+    goal = updates_of(plan)
+    return -(-goal // max(2, -(-goal // MAX_GROUP)))
+
+
+def updates_of(plan: TrainingPlan) -> int:
+    """Return how many updates a version will probably have."""
+    pacing = plan.pacing
+    return (
+        pacing.cohort if isinstance(pacing, Rounds) else pacing.buffer if isinstance(pacing, Buffered) else pacing.slots
+    )
+
+
+def batches_of(work: Work, local: LocalTraining, size: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the places in `work.rows` of each step's batch, int32 [S, size], and the mask [S, size]."""
+    rng, count = generator(0, "local-training", work.round, work.assignment_id), len(work.rows)
+    per_epoch = -(-count // size)
+    steps = steps_of(count, local, size)
+    orders = [rng.permutation(count) for _ in range(-(-steps // per_epoch))]
+    places = np.arange(per_epoch * size)
+    rows = np.stack([order[places % count] for order in orders]).reshape(-1, size)[:steps]
+    mask = np.tile((places < count).astype(np.float32).reshape(-1, size), (len(orders), 1))[:steps]
+    return rows.astype(np.int32), mask
+
+
+def steps_of(examples: int, local: LocalTraining, size: int) -> int:
+    """Return how many steps a device with so many examples takes."""
+    steps = -(-examples // size) * local.epochs
+    return steps if local.max_steps is None else min(steps, local.max_steps)
