@@ -37,6 +37,8 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/program_step.py
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/overload.py
+	$(BIN)/python benchmarks/pace_steering.py
 	$(BIN)/python benchmarks/capacity.py
 	$(BIN)/python benchmarks/actor_memory.py
 	$(BIN)/python benchmarks/asynchronous.py

@@ -1,56 +1,107 @@
 """Check-ins and durable uploads (842 kB) a second: the cloud on Ray Serve against a bare ASGI app, in one run.
 
-    python benchmarks/ingest.py [--devices 300] [--connections 8] [--json]
+    python benchmarks/ingest.py [--devices 1000] [--connections 32] [--haproxy] [--json]
 
 Each device checks in once and uploads once. The peer (`bare_asgi.py`) makes the same bytes durable and does no more.
-Both are on this machine together with the client, which costs its share: the ratio says more than the rates.
+Both are on this machine together with the client, which costs its share: the ratio says more than the rates, and where
+others use the machine too, the processor's time for a request more than both. With `--haproxy` the cloud is reached
+through Serve's HAProxy (`RAY_SERVE_ENABLE_HA_PROXY=1`), and not at its replica's own port.
+
+Then the stages of an upload, in this process, one at a time: where the processor's time of a replica goes.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from load import MODEL, Measured, Request, burst, program
 
+from flsys_ray.cloud.credentials import Credentials, Device, Ticket
+from flsys_ray.cloud.stored_updates import to_update
+from flsys_ray.core.aggregation.partial import contribution_of, folded
+from flsys_ray.core.layout import Layout, Leaf
 from flsys_ray.core.plan import parse_plan
+from flsys_ray.core.types import Assignment
 from flsys_ray.developer import DeveloperClient
+from flsys_ray.storage.local import LocalStore
 from flsys_ray.wire.schemas import ASSIGNMENT_HEADER
-from flsys_ray.wire.tensors import encode_update
+from flsys_ray.wire.tensors import decode_update, encode_update
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--devices", type=int, default=300)
-    arguments.add_argument("--connections", type=int, default=8)
+    arguments.add_argument("--devices", type=int, default=1000)
+    arguments.add_argument("--connections", type=int, default=32)
+    arguments.add_argument("--haproxy", action="store_true")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bare = measure_bare(folder, given.devices, given.connections)
-        cloud = measure_cloud(folder, given.devices, given.connections)
+        cloud = measure_cloud(folder, given)
+        stages = upload_stages(folder)
         rows = {"check-ins": (cloud[0], bare[0]), "uploads": (cloud[1], bare[1])}
     report = {what: describe(ours, theirs) for what, (ours, theirs) in rows.items()}
     if given.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report | {"upload_stages_ms": stages}, indent=2))
         return
-    print(f"{'':12}{'cloud/s':>10}{'bare/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}")
+    print(f"{'':12}{'cloud/s':>10}{'bare/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'cpu us':>9}{'bare us':>9}")
     for what, row in report.items():
         print(
             f"{what:12}{row['cloud_per_s']:10.0f}{row['bare_per_s']:10.0f}{row['ratio']:8.2f}"
-            f"{row['cloud_p50_ms']:9.1f}{row['cloud_p99_ms']:9.1f}"
+            f"{row['cloud_p50_ms']:9.1f}{row['cloud_p99_ms']:9.1f}{row['cloud_cpu_us']:9.0f}{row['bare_cpu_us']:9.0f}"
         )
+    print("upload, ms of one core: " + ", ".join(f"{stage} {took:.2f}" for stage, took in stages.items()))
 
 
-def describe(ours: Measured, theirs: Measured) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Costed:
+    """A burst, and the processor's microseconds a request of all processes that served it, the client's left out."""
+
+    burst: Measured
+    cpu_us: float
+
+
+def costed(root: int, port: int, requests: list[Request], connections: int) -> Costed:
+    """Measure a burst that the processes below `root` serve."""
+    before = cpu_s(root)
+    measured = burst(port, requests, connections)
+    return Costed(measured, 1e6 * (cpu_s(root) - before) / len(requests))
+
+
+def cpu_s(root: int) -> float:
+    """Return the processor time of a process and all below it, but this one's own."""
+    parents, used = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+        used[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = [root]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return sum(used.get(pid, 0.0) for pid in family if pid != os.getpid())
+
+
+def describe(mine: Costed, peers: Costed) -> dict[str, Any]:
+    ours, theirs = mine.burst, peers.burst
     return {
+        "cloud_cpu_us": round(mine.cpu_us),
+        "bare_cpu_us": round(peers.cpu_us),
         "cloud_per_s": round(ours.per_s, 1),
         "bare_per_s": round(theirs.per_s, 1),
         "ratio": round(ours.per_s / theirs.per_s, 3),
@@ -60,7 +111,7 @@ def describe(ours: Measured, theirs: Measured) -> dict[str, Any]:
     }
 
 
-def measure_bare(folder: Path, devices: int, connections: int) -> tuple[Measured, Measured]:
+def measure_bare(folder: Path, devices: int, connections: int) -> tuple[Costed, Costed]:
     port = free_port()
     objects = folder / "bare"
     objects.mkdir()
@@ -71,16 +122,22 @@ def measure_bare(folder: Path, devices: int, connections: int) -> tuple[Measured
         checkins = [Request.of("POST", "/checkins", {}, check_in_body()) for _ in range(devices)]
         uploads = [Request.of("PUT", f"/{index}", {}, body) for index in range(devices)]
         burst(port, checkins[:20], connections)
-        return burst(port, checkins, connections), burst(port, uploads, connections)
+        return costed(peer.pid, port, checkins, connections), costed(peer.pid, port, uploads, connections)
     finally:
         peer.terminate()
         peer.wait()
 
 
-def measure_cloud(folder: Path, devices: int, connections: int) -> tuple[Measured, Measured]:
+def measure_cloud(folder: Path, given: argparse.Namespace) -> tuple[Costed, Costed]:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if given.haproxy:
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+        os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve_apps.front:middlewares"
+    from ray import serve
+
     from serve_apps.up import Place, cloud
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    devices, connections = given.devices, given.connections
     data, parameters = program(folder)
     port = free_port()
     with cloud(Place(store=str(folder / "store"), port=port), "operator") as url:
@@ -92,10 +149,52 @@ def measure_cloud(folder: Path, devices: int, connections: int) -> tuple[Measure
             connections,
         )
         tokens = [json.loads(body)["token"] for body in enrolled.bodies]
-        checked_in = burst(port, [check_in(token) for token in tokens], connections)
+        if given.haproxy:
+            port = serve.context._global_client.http_config.port
+        burst(port, [check_in(token) for token in tokens[:20]], connections)
+        checked_in = costed(os.getpid(), port, [check_in(token) for token in tokens], connections)
         body = encode_update(np.full(parameters, 0.01, np.float32), 10, 1.0)
-        uploads = [upload(token, reply, body) for token, reply in zip(tokens, checked_in.bodies, strict=True)]
-        return checked_in, burst(port, uploads, connections)
+        uploads = [upload(token, reply, body) for token, reply in zip(tokens, checked_in.burst.bodies, strict=True)]
+        return checked_in, costed(os.getpid(), port, uploads, connections)
+
+
+def upload_stages(folder: Path, count: int = 100) -> dict[str, float]:
+    """Return the milliseconds of one core that each stage of an upload takes, alone and one after the other."""
+    size, plan = 210_438, parse_plan({})
+    layout = Layout((Leaf("all", (size,), 0),))
+    store = LocalStore(folder / "stages")
+    values = np.random.default_rng(0).normal(0, 0.01, size).astype(np.float32)
+    body = encode_update(values, 10, 1.0)
+    work = Assignment("00000000-" + "a" * 20, "app/model", 0, 0, "d-1", 0.0)
+    decoded = decode_update(body, layout, plan.limits.max_abs_delta)
+    update = to_update(work, decoded, body)
+    partial = folded(plan, size, [update], [10])
+    tickets = Credentials(store)
+    token = tickets.assignment_token(Ticket(work, "a" * 64, "b" * 64))
+    chunks = [body[at : at + 65536] for at in range(0, len(body), 65536)]
+    number = iter(range(10 * count))
+    stages: dict[str, Callable[[], object]] = {
+        "join the body": lambda: b"".join(chunks),
+        "token": lambda: tickets.check_assignment(token, Device("d-1", "app"), work.assignment_id),
+        "decode and check": lambda: decode_update(body, layout, plan.limits.max_abs_delta),
+        "sha256": lambda: hashlib.sha256(body).hexdigest(),
+        "store, synced": lambda: store.put_new(f"updates/{next(number)}", body),
+        "fold": lambda: plan.aggregation.add(partial.state, contribution_of(update, 10)),
+        "send a batch's sum": lambda: pickle.loads(pickle.dumps(partial, 5)),
+        "merge a batch's sum": lambda: plan.aggregation.merge(partial.state, partial.state),
+    }
+    return {stage: cpu_ms(do, count) for stage, do in stages.items()}
+
+
+def cpu_ms(do: Callable[[], object], count: int) -> float:
+    """Return the milliseconds of one core that a call takes, the least of ten groups."""
+    took = []
+    for _ in range(10):
+        begun = time.process_time()
+        for _ in range(count // 10):
+            do()
+        took.append((time.process_time() - begun) / (count // 10))
+    return 1000 * min(took)
 
 
 def prepare(url: str, data: bytes, devices: int) -> str:

@@ -13,6 +13,7 @@ from actors.metrics import RayMeter
 from actors.model_actor import IDLE_S
 from flsys_ray.cloud.checkins import Terms
 from flsys_ray.cloud.service import Cloud
+from flsys_ray.core.pacing.steering import Steering
 from flsys_ray.core.scheduling.base import SCHEDULERS, Scheduler
 from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
@@ -52,12 +53,15 @@ class Args(BaseModel):
     )
     scheduling: AnyScheduler = Field("contention_aware", validate_default=True)
     assignments_per_check_in: int = Field(1, ge=1, le=100)
+    checkins_per_s: float = Field(
+        Steering().per_s, gt=0, description="of an app's devices that get no work, at each replica"
+    )
 
 
 def build(args: Args) -> Application:
     """Return the application."""
     store, idle_s = args.store, args.idle_s
-    terms = Terms(args.scheduling, args.assignments_per_check_in)
+    terms = Terms(args.scheduling, args.assignments_per_check_in, steering=Steering(args.checkins_per_s))
 
     def app() -> FastAPI:
         lifespan = listening(Address(args.listen.host, args.listen.port)) if args.listen is not None else None

@@ -13,12 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from flsys_ray.cloud.credentials import Device
 from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.model import IDLE_RETRY_S
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.standing import Standing, Standings
+from flsys_ray.core.pacing.steering import Steering
+from flsys_ray.core.rng import unit
 from flsys_ray.core.scheduling.base import Candidate, CheckIn, Demand, Scheduler
 from flsys_ray.core.scheduling.contention_aware import ContentionAware
 from flsys_ray.core.scheduling.supply import Served, Supply
@@ -43,12 +47,14 @@ class Terms:
             waits, and holds a place in its round meanwhile; the phone comes back a second after the first.
         patience_s: how long a device waits for the answer of the last model that it could have work of.
         hurry_s: a model that has not answered for so long, since it commits a version, say, is passed over.
+        steering: the check-ins of an app's devices that get no work, at each replica of the cloud.
     """
 
     scheduler: Scheduler = field(default_factory=ContentionAware)
     assignments: int = 1
     patience_s: float = 2.0
     hurry_s: float = 0.2
+    steering: Steering = field(default_factory=Steering)
 
 
 @dataclass(slots=True)
@@ -64,6 +70,7 @@ class CheckIns:
     _served: Served = field(default_factory=Served)
     _views: dict[str, tuple[float, Demand]] = field(default_factory=dict)
     _given: OrderedDict[str, dict[str, float]] = field(default_factory=OrderedDict)
+    _free_at: dict[str, float] = field(default_factory=dict)
     _running: set[asyncio.Task[CheckInAnswer]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -88,6 +95,13 @@ class CheckIns:
         order = [*self._order(device, training), *finished]
         answers |= await self._down_the_list(device, order, training | finished)
         return {model: answers[model] for model in models}
+
+    def come_back_in_s(self, device: Device, wanted_s: float) -> float:
+        """Return when a device that got no work comes back: when its models want it, or later if very many come."""
+        now, app_id = self.clock(), device.app_id
+        lot = np.array([unit(0, "steering", int(now), device.device_id)])
+        self._free_at[app_id], waits = self.terms.steering.take(self._free_at.get(app_id, now), now, lot)
+        return max(wanted_s, float(waits[0]))
 
     async def _down_the_list(
         self, device: Device, order: Sequence[str], standings: Mapping[str, Standing]

@@ -119,11 +119,12 @@ class Cloud:
             else:
                 rejections.append(Rejection(model=name, reason=answer.outcome.reason))
                 waits.append(answer.outcome.retry_after_s)
+        wait_s = min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S)
         reply = CheckInReply(
             assignments=assignments,
             rejections=rejections,
             eligibility={n: answer.eligibility for n, answer in answers.items() if isinstance(answer, CheckInAnswer)},
-            retry_after_s=min(waits, default=AFTER_WORK_S if assignments else UNKNOWN_MODEL_S),
+            retry_after_s=wait_s if assignments else self.checkins.come_back_in_s(device, wait_s),
         )
         record_check_in(self.meter, device.app_id, reply)
         return reply

@@ -175,10 +175,11 @@ class Coordinator:
 
         They are durable, and checked against this plan. Returns whether they were counted: if not, nothing has changed.
         """
-        refs = [self._ref(line) for line in partial.lines]
         fits = partial.fits(self._ledger, self.plan.pacing, self._view(now)) and self._held is None
-        answers = (self.answer(line.assignment, now) for line in partial.lines)
-        if not fits or [ref.weight for ref in refs] != [*partial.weights] or any(answers):
+        if not fits or any(self.answer(line.assignment, now) for line in partial.lines):
+            return False
+        refs = [self._ref(line) for line in partial.lines]
+        if [ref.weight for ref in refs] != [*partial.weights]:
             return False
         self._fold = self.plan.aggregation.merge(self._fold, partial.state)
         for line, ref in zip(partial.lines, refs, strict=True):

@@ -27,12 +27,12 @@ WINDOW_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most that a replica has in hand."""
+    """The most that a replica has in hand. One body alone may have more than `body_bytes`."""
 
     check_ins: int = 512
     uploads: int = 96
     readers: int = 1024
-    body_bytes: int = 256 * 1024 * 1024
+    body_bytes: int = 64 * 1024 * 1024
 
 
 class Admission:
@@ -55,7 +55,7 @@ class Admission:
         """Raises `TryLater` if an upload with a body of so many bytes would have to wait, or its body has no room."""
         if self._in_hand["uploads"] >= self.bounds.uploads or self._in_hand["readers"] >= self.bounds.readers:
             raise self._refusal("uploads")
-        if self.held_bytes + body_bytes > self.bounds.body_bytes:
+        if self.held_bytes > 0 and self.held_bytes + body_bytes > self.bounds.body_bytes:
             raise self._refusal("bytes of uploads")
 
     @contextmanager
@@ -79,7 +79,7 @@ class Admission:
 
         def came(more: int) -> None:
             nonlocal held
-            if self.held_bytes + more > self.bounds.body_bytes:
+            if self.held_bytes > held and self.held_bytes + more > self.bounds.body_bytes:
                 raise self._refusal("bytes of uploads")
             self.held_bytes += more
             held += more
@@ -109,13 +109,14 @@ class Admission:
 async def take_in(cloud: Cloud, admission: Admission, request: Request, who: tuple[Device, Ticket]) -> UpdateReply:
     """Read the update that a request of a device carries for its ticket, and have it counted."""
     device, ticket = who
-    admission.check_room(declared_bytes(request))
+    max_bytes = cloud.updates.max_bytes(ticket)
+    admission.check_room(min(declared_bytes(request), max_bytes))
     if cloud.quotas.is_fresh(device.app_id):
         cloud.quotas.admit_upload(device.app_id)
     else:
         await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
     with admission.body() as came:
-        body = await read_body(request, cloud.updates.max_bytes(ticket), came)
+        body = await read_body(request, max_bytes, came)
         cloud.quotas.count_upload(device.app_id, len(body))
         with admission.upload():
             return await cloud.updates.take_in(ticket, body)

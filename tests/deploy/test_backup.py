@@ -17,8 +17,9 @@ import pytest
 from cloud_fakes import SIZE, Clock, FaultyStore, fake_initial, fake_program
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.journal import Entry, Journal
-from flsys_ray.cloud.model import DurableModel, create_model
+from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import Offer
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.cloud.versions import sha256
@@ -245,11 +246,18 @@ def test_the_script_leaves_locks_and_half_written_files(folder: Path, tmp_path: 
 
 
 def test_the_script_takes_records_that_may_change_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """They were replaced this moment, after the instant: without them revoked devices would be let in again."""
     store = LocalStore(folder)
-    store.put_new("apps/acme.json", b"first")
-    store.swap("apps/acme.json", b"second", store.get("apps/acme.json").etag)
+    changing = [
+        places.app("acme"), places.SIGNING_KEYS, places.OPERATOR_KEY, places.enrolled("acme"), places.revoked("acme"),
+        places.device("acme", "d-0"),
+    ]  # fmt: skip
+    for key in changing:
+        store.put_new(key, b"first")
+        store.swap(key, b"second", store.get(key).etag)
     assert backup(folder, tmp_path / "out.tar").returncode == 0
-    assert restored(tmp_path / "out.tar", tmp_path / "restored").get("apps/acme.json").body == b"second"
+    found = restored(tmp_path / "out.tar", tmp_path / "restored")
+    assert {found.get(key).body for key in changing} == {b"second"}
 
 
 def test_the_script_refuses_what_is_no_store(tmp_path: Path) -> None:

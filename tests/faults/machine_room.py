@@ -68,7 +68,7 @@ class Process:
     name: str
     alive: bool = True
     skew_s: float = 0.0
-    waiting: set["asyncio.Future[Any]"] = field(default_factory=set)
+    waiting: dict["asyncio.Future[Any]", None] = field(default_factory=dict)  # a set has no order of its own
 
     def clock(self) -> float:
         """Return UTC seconds, as this process believes."""
@@ -77,7 +77,7 @@ class Process:
     def die(self) -> None:
         """End here and now. Who waits for an answer learns that the connection is gone."""
         self.alive = False
-        waiting, self.waiting = self.waiting, set()
+        waiting, self.waiting = self.waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_exception(Lost())
@@ -96,7 +96,7 @@ class Process:
             raise Lost
         if not self.alive:
             raise Lost
-        self.waiting.add(future)
+        self.waiting[future] = None
         for _ in range(1 + room.strikes("repeated")):
             room.keep(asyncio.ensure_future(self._answer(make, future)))
         try:
@@ -105,7 +105,7 @@ class Process:
         except TimeoutError:
             raise Lost from None
         finally:
-            self.waiting.discard(future)
+            self.waiting.pop(future, None)
 
     async def _answer(self, make: Callable[[], Awaitable[T]], future: "asyncio.Future[T]") -> None:
         room, deliver, what = self.room, future.set_result, None

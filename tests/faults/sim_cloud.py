@@ -155,7 +155,7 @@ class Cluster:
             loop = self.room.loop
             store = ProcessStore(self.store, process)
             ready = loop.blocking(lambda process=process, store=store: Cloud(store, SimHosts(self), process.clock))
-            process.waiting.add(ready)
+            process.waiting[ready] = None
             try:
                 replica.cloud = await ready
                 return

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny_program import PARAMETERS, tiny_program
 
-from flsys_ray.wire.schemas import CheckInRequest, InferRequest, PlanRequest
+from flsys_ray.errors import Forbidden, Unauthenticated
+from flsys_ray.wire.schemas import CheckInRequest, EnrolRequest, InferRequest, PlanRequest
 from flsys_ray.wire.tensors import encode_update
 
 JSON = {"Content-Type": "application/json"}
@@ -158,6 +159,54 @@ def test_no_path_or_credential_is_an_error_of_ours(phone, method, segments, secr
     for start in ("/v1/models/", "/v1/assignments/", "/v1/"):
         reply = world.http.request(method, start + quote("/".join(segments), safe="/%"), headers=headers)
         refused(world, reply, 200, 307)
+
+
+@given(near(EnrolRequest) | st.binary(max_size=50))
+@few
+def test_no_enrolment_is_an_error_of_ours(phone, body):
+    world, key, _, _ = phone
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    refused(world, world.http.post("/v1/devices", content=content, headers=bearer(key) | JSON), 201)
+
+
+@given(st.data(), st.sampled_from(("device", "assignment", "app", "enrol", "nonce")))
+@settings(few, max_examples=400)
+def test_no_credential_with_other_bytes_is_taken(phone, data, kind):
+    """Any bytes changed, left out or put in: none of it is the credential any more."""
+    world, key, token, work = phone
+    credentials = world.cloud.credentials
+    genuine = {
+        "device": token,
+        "assignment": work["token"],
+        "app": key,
+        "enrol": credentials.app_key("acme", kind="enrol"),
+        "nonce": credentials.nonce("acme", world.clock()),
+    }[kind]
+    changed = bytearray(genuine.encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        how, byte = data.draw(st.sampled_from(("bit", "byte", "out", "in"))), data.draw(st.integers(0x21, 0x7E))
+        if how == "bit":
+            changed[at] ^= 1 << data.draw(st.integers(0, 6))
+        elif how == "out":
+            del changed[at]
+        else:
+            changed[at : at + (how == "byte")] = bytes([byte])
+    text = changed.decode("ascii", "replace")
+    if text == genuine:
+        return
+    now = world.clock()
+    checks = {
+        "device": lambda: credentials.check_device(text, now),
+        "assignment": lambda: credentials.check_assignment(
+            text, credentials.check_device(token, now), work["assignment_id"]
+        ),
+        "app": lambda: credentials.check_app(text),
+        "enrol": lambda: credentials.check_enroller(text),
+        "nonce": lambda: credentials.check_nonce(text, "acme", now),
+    }
+    with pytest.raises((Unauthenticated, Forbidden)):
+        checks[kind]()
 
 
 def test_after_all_that_the_cloud_still_trains(phone):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flsys_ray.core.aggregation.partial import folded
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import assignment_id
 from flsys_ray.core.layout import Layout
@@ -200,3 +201,15 @@ def test_what_no_device_was_given_is_refused_whatever_its_round(change):
     answer = coordinator.submit(update_of(replace(work, **change)), OPENED)
     assert isinstance(answer, Rejected)
     assert answer.reason == "round-over"
+
+
+def test_a_partial_fold_of_updates_of_a_later_version_is_not_taken():
+    """An owner that has lost the model may get work of the one after it: of a round that it does not know."""
+    plan = parse_plan({"pacing": {"name": "buffered", "buffer": 2}, "selection": "first_come"})
+    start = Version(3, np.zeros(2, np.float32), plan.server_optimizer.init(2))
+    coordinator = Coordinator("har", LAYOUT, plan, start, round_=3, opened_at=0.0)
+    work = Assignment(assignment_id("har", 7, "a"), "har", 7, 7, "a", 100.0)
+    partial = folded(plan, 2, [Update(work, np.ones(2, np.float32), 5, 0.5)], [5])
+    before = coordinator.snapshot()
+    assert not coordinator.take_in(partial, 1.0)
+    assert coordinator.snapshot().entries == before.entries

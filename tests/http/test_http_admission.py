@@ -1,0 +1,224 @@
+"""Back-pressure: what is too much is refused early, with a time to come back; what was let in is kept.
+
+Bodies that come drop by drop are cut off.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cloud_fakes import Clock
+from cloud_world import World, bearer, problem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flsys_ray.errors import TryLater
+from flsys_ray.http import limits
+from flsys_ray.http.admission import WINDOW_S, Admission, Bounds
+
+
+def bounded(world: World, **bounds: int) -> Admission:
+    """Give the app other bounds."""
+    admission = world.http.app.state.admission
+    admission.bounds = Bounds(**bounds)
+    return admission
+
+
+class Phone:
+    """Speaks ASGI: the body comes piece by piece, when it is let."""
+
+    def __init__(self, world: World, method: str, path: str, headers: dict[str, str]) -> None:
+        self.app = world.http.app
+        self.asked = 0
+        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.scope: dict[str, Any] = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http", "server": ("test", 80),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }  # fmt: skip
+
+    async def _receive(self) -> dict[str, Any]:
+        self.asked += 1
+        piece = await self.pieces.get()
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        self.body += message.get("body", b"")
+
+    async def call(self) -> None:
+        await self.app(self.scope, self._receive, self._send)
+
+    def start(self, body: bytes, size: int = 65536, *, whole: bool = True) -> "asyncio.Task[None]":
+        for at in range(0, len(body), size):
+            self.pieces.put_nowait(body[at : at + size])
+        if whole:
+            self.pieces.put_nowait(None)
+        return asyncio.ensure_future(self.call())
+
+
+def uploading(world: World, key: str, name: str, body: bytes) -> Phone:
+    token = world.device(key, name)
+    work = world.work(token)
+    headers = bearer(token, work["token"]) | {"Content-Length": str(len(body))}
+    return Phone(world, "PUT", work["upload"]["url"], headers)
+
+
+def refusal(phone: Phone) -> float:
+    """Return when a refused phone comes back."""
+    assert phone.status == 503
+    found = json.loads(phone.body)
+    assert found["type"].endswith("/try-later")
+    assert int(phone.headers["retry-after"]) >= found["retry_after_s"] > 0
+    return float(found["retry_after_s"])
+
+
+def test_an_upload_that_has_no_room_is_refused_before_its_body_is_read(world: World, key):
+    world.training(key)
+    body = world.body()
+    phone = uploading(world, key, "one", body)
+    bounded(world, uploads=0)
+
+    async def play() -> None:
+        await phone.start(body)
+
+    asyncio.run(play())
+    refusal(phone)
+    assert phone.asked == 0
+    bounded(world)
+    assert world.info(key)["open_round"]["counters"]["pending"] == 1, "its work is still its own"
+
+
+def test_bodies_are_bounded_by_the_bytes_that_have_come(world: World, key):
+    world.training(key, plan={"pacing": {"name": "rounds", "cohort": 8, "deadline_s": 600}, "selection": "first_come"})
+    body = world.body()
+    phones = [uploading(world, key, f"phone-{n}", body) for n in range(4)]
+    admission = bounded(world, body_bytes=2 * len(body))
+
+    async def play() -> None:
+        slow = [phone.start(body, whole=False) for phone in phones[:2]]  # all bytes are there, the end is not
+        await settled(lambda: admission.held_bytes == 2 * len(body))
+        refused = phones[2]
+        await refused.start(body)
+        refusal(refused)
+        assert refused.asked == 0
+        for phone in phones[:2]:
+            phone.pieces.put_nowait(None)
+        await asyncio.gather(*slow)
+        assert [phone.status for phone in phones[:2]] == [200, 200], "what was let in is kept"
+        assert admission.held_bytes == 0
+        await phones[3].start(body)
+        assert phones[3].status == 200
+
+    asyncio.run(play())
+
+
+def test_a_body_that_outgrows_the_room_on_its_way_is_refused_there_but_not_if_it_is_alone(world: World, key):
+    world.training(key, plan={"pacing": {"name": "rounds", "cohort": 8, "deadline_s": 600}, "selection": "first_come"})
+    body = world.body()
+    first, second = (uploading(world, key, name, body) for name in ("one", "two"))
+    del second.scope["headers"][-1]  # no Content-Length
+    admission = bounded(world, body_bytes=len(body) // 2)
+
+    async def play() -> None:
+        large = first.start(body, whole=False)
+        await settled(lambda: admission.held_bytes == len(body))
+        await second.start(body, size=16)
+        refusal(second)
+        first.pieces.put_nowait(None)
+        await large
+        assert first.status == 200
+
+    asyncio.run(play())
+    assert admission.held_bytes == 0
+
+
+def test_too_many_check_ins_at_once_are_refused_and_the_others_answered(world: World, key):
+    world.training(key)
+    token = world.device(key, "one")
+    bounded(world, check_ins=0)
+    body = {"models": [{"model": "tiny", "examples": 5}]}
+    reply = world.http.post("/v1/checkins", json=body, headers=bearer(token))
+    found = problem(reply, 503, "try-later")
+    assert int(reply.headers["retry-after"]) >= found["retry_after_s"]
+    assert world.http.get("/healthz").status_code == 200
+    bounded(world)
+    assert world.work(token)
+
+
+@pytest.mark.parametrize("path", ["update", "checkins", "give back"])
+def test_a_body_that_comes_drop_by_drop_is_cut_off(world: World, key, path, monkeypatch):
+    monkeypatch.setattr(limits, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(limits, "SLOWEST_BYTES_PER_S", 1e9)
+    world.training(key)
+    body = world.body()
+    phone = uploading(world, key, "one", body)
+    if path == "checkins":
+        phone.scope |= {"method": "POST", "path": "/v1/checkins"}
+        phone.scope["headers"].append((b"content-type", b"application/json"))
+    elif path == "give back":
+        phone.scope |= {"method": "DELETE", "path": phone.scope["path"].removesuffix("/update")}
+        phone.scope["headers"].append((b"content-type", b"application/json"))
+
+    async def play() -> None:
+        await asyncio.wait_for(phone.start(body[:10], whole=False), 10)
+
+    asyncio.run(play())
+    assert phone.status == 503
+    assert int(phone.headers["retry-after"]) == limits.SLOW_RETRY_S
+    assert json.loads(phone.body)["detail"] == limits.TOO_SLOW
+
+
+def test_a_phone_that_hangs_up_frees_its_room(world: World, key):
+    world.training(key)
+    body = world.body()
+    phone = uploading(world, key, "one", body)
+    admission = bounded(world)
+
+    async def play() -> None:
+        call = phone.start(body, whole=False)
+        await settled(lambda: admission.held_bytes == len(body))
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(play())
+    assert admission.held_bytes == 0
+    admission.check_room(1)
+
+
+async def settled(reached: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if reached():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never reached")
+
+
+STEP = st.sampled_from(["come", "go", "wait"])
+
+
+@given(steps=st.lists(STEP, max_size=60), room=st.integers(0, 4))
+def test_never_more_than_the_bound_are_in_hand_and_room_comes_back(steps, room):
+    clock = Clock()
+    admission = Admission(Bounds(check_ins=room), clock, lambda: 0.5)
+    inside: list[Any] = []
+    for step in steps:
+        if step == "wait":
+            clock.advance(WINDOW_S / 2)
+        elif step == "go" and inside:
+            inside.pop().__exit__(None, None, None)
+        elif step == "come" and len(inside) == room:
+            with pytest.raises(TryLater) as refused:
+                admission.check_in().__enter__()
+            assert refused.value.retry_after_s > 0
+        elif step == "come":
+            inside.append(admission.check_in())
+            inside[-1].__enter__()
+        assert len(inside) <= room
