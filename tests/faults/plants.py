@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from flsys_ray.cloud import recovery as recovery_module
+from flsys_ray.cloud.batches import Ready
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.journal import Entry, Journal
 from flsys_ray.cloud.updates import Updates
@@ -28,7 +29,8 @@ def counted_before_the_write() -> Iterator[None]:
     """An update is counted first and made durable afterwards."""
 
     async def take_in(self: Any, ticket: Ticket, body: bytes) -> UpdateReply:
-        outcome = await self._hosts.model(ticket.assignment.model).submit(self._decode(ticket, body))
+        ready = Ready(self._decode(ticket, body), ticket.plan_sha256, fresh=True)
+        outcome = await self._doors.send(ticket.assignment.model, ready)
         if isinstance(outcome, Rejected):
             raise Late(outcome.reason)
         with suppress(Late):  # it counts already

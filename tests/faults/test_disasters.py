@@ -4,11 +4,12 @@ More of it by `make soak SEEDS=100000`.
 """
 
 import pytest
-from invariants import look_at
+from invariants import Broken, look_at
 from plants import PLANTS
 from soak import CHUNK, play_all
 from story import played
 
+from flsys_ray.errors import FlsysError
 from flsys_ray.wire.schemas import VersionInfo
 
 RUNS = 2000
@@ -52,6 +53,6 @@ def test_a_planted_bug_is_found(name):
             try:
                 with played(seed) as story:
                     look_at(story)
-            except Exception as error:
+            except (Broken, FlsysError) as error:
                 found.append(f"seed {seed}: {error!r}")
     assert found
