@@ -123,7 +123,8 @@ class Credentials:
         return f"d-{self._mac('device', app_id, installation_id)[:24]}"
 
     def device_token(self, device: Device, now: float) -> EnrolReply:
-        """Return a fresh token of a device."""
+        """Return a fresh token of a device. Looks at the store as `check_device` does: no retired key may sign."""
+        self.keys.look(now)
         expires_at = int(now + DEVICE_TOKEN_LIFE_S)
         claims = {
             "kind": "device",
@@ -168,11 +169,13 @@ class Credentials:
     # Nonces ------------------------------------------------------------------------------------------------------
 
     def nonce(self, app_id: str, now: float) -> str:
-        """Return a nonce for an enrolment of an app."""
+        """Return a nonce for an enrolment of an app. Looks at the store as `check_device` does."""
+        self.keys.look(now)
         return self._signed({"kind": "nonce", "app": app_id, "iat": now, "jti": secrets.token_hex(8)}, now)
 
     def check_nonce(self, nonce: str, app_id: str, now: float) -> float:
         """Return when a nonce was made. Raises `Forbidden` if it is none of ours for this app, or too old."""
+        self.keys.look(now)
         try:
             claims = self._claims(nonce, "nonce", "", now)
         except Unauthenticated:

@@ -18,7 +18,8 @@ class Offer:
     """An assignment, and all that the device must be told with it.
 
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
-    control to train with, for a rule that carries one, `compression` how the plan wants updates encoded.
+    control to train with, for a rule that carries one, `compression` how the plan wants updates encoded,
+    `label_counts` whether its selector asks how many examples of each class there are.
     """
 
     assignment: Assignment
@@ -31,6 +32,7 @@ class Offer:
     control_sha256: str | None = None
     compression: Encoding = FLOAT32
     augmentation: Augmentation | None = None
+    label_counts: bool = False
 
 
 def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
@@ -49,6 +51,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         control_sha256=control,
         compression=coordinator.plan.compression,
         augmentation=None if evaluates else coordinator.plan.augmentation,
+        label_counts=coordinator.plan.selection.reads_labels and not evaluates,
     )
 
 

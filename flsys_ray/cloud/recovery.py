@@ -15,8 +15,10 @@ from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import round_of
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.ledger import Entry
+from flsys_ray.core.selection.history import LINES, NO_HISTORY, VERSIONS, History
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import UpdateUnusable
+from flsys_ray.wire.schemas import UpdateLine
 from flsys_ray.wire.tensors import decode_update
 
 
@@ -43,9 +45,27 @@ def reopened(journal: Journal, head: Head, ref: VersionRef, layout: Layout, now:
         round_=head.round,
         opened_at=head.opened_at,
         updates=StoredUpdates(store, model),
+        history=_history(journal) if plan.selection.reads_history else NO_HISTORY,
     )
     refold(journal, coordinator, now)
     return coordinator
+
+
+def _history(journal: Journal) -> History:
+    """Return what the log says of devices: the last versions, and as many lines as a history holds."""
+    newest: list[tuple[int, tuple[UpdateLine, ...]]] = []
+    lines = 0
+    for entry in journal.closed_backwards():
+        closed = entry.head.last_round
+        if entry.kind == "closed" and closed is not None and closed.committed is not None:
+            newest.append((closed.round, entry.updates))
+            lines += len(entry.updates)
+        if len(newest) >= VERSIONS or lines >= LINES:
+            break
+    history = NO_HISTORY
+    for round_, updates in reversed(newest):
+        history = history.after(round_, updates)
+    return history
 
 
 def refold(journal: Journal, coordinator: Coordinator, now: float) -> None:

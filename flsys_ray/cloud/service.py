@@ -297,6 +297,7 @@ class Cloud:
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
             augmentation=_augmentation(offer.augmentation),
+            label_counts=offer.label_counts,
             local=offer.local,
             upload=_upload(offer),
             deadline_s=max(0.0, work.deadline - self.clock()),

@@ -16,8 +16,18 @@ from flsys_ray.wire.tensors import DecodedUpdate, data_offset, decode_range, enc
 
 def to_update(work: Assignment, decoded: DecodedUpdate, body: bytes) -> Update:
     """Return a decoded update of an assignment, with the hash of its bytes and their number."""
-    told = (decoded.num_examples, decoded.loss)
-    return Update(work, decoded.delta, *told, sha256(body), decoded.num_steps, len(body), decoded.control)
+    return Update(
+        assignment=work,
+        delta=decoded.delta,
+        num_examples=decoded.num_examples,
+        loss=decoded.loss,
+        sha256=sha256(body),
+        num_steps=decoded.num_steps,
+        num_bytes=len(body),
+        control=decoded.control,
+        train_s=decoded.train_s,
+        labels=decoded.labels,
+    )
 
 
 class StoredUpdates:

@@ -10,22 +10,23 @@ Who drives it keeps three rules:
 3. `now` never runs backwards far: a clock that jumps back only makes rounds longer.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from flsys_ray.core.aggregation.partial import Line, Partial, contribution_of
-from flsys_ray.core.distinct import DistinctCount
 from flsys_ray.core.flaws import flaw_of
 from flsys_ray.core.ids import assignment_id, is_turn_of
-from flsys_ray.core.layout import Layout, Vector
+from flsys_ray.core.layout import Layout
 from flsys_ray.core.ledger import Entry, Ledger
 from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.pacing.steering import SOON_S, retry_after_s, round_over_in_s
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import unit
 from flsys_ray.core.selection.base import Candidacy
+from flsys_ray.core.selection.distinct import DistinctCount
+from flsys_ray.core.selection.history import NO_HISTORY, History
+from flsys_ray.core.snapshot import Snapshot
 from flsys_ray.core.step import committed, prepared
 from flsys_ray.core.types import (
     Assignment,
@@ -45,24 +46,6 @@ from flsys_ray.core.updates import HeldUpdates, UpdateReader
 CANDIDATE_ROUNDS = 8  # who came by in the last 8 to 16 rounds is a candidate of this one
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """All of a coordinator's state at one instant: `Coordinator.restore` makes an equal one of it."""
-
-    version: Version
-    round: int
-    opened_at: float
-    asked_at: float | None
-    started_at: float | None
-    entries: tuple[Entry, ...]
-    settled: tuple[Entry, ...]
-    fold: Any
-    held: tuple[tuple[str, Vector], ...]
-    candidates: DistinctCount
-    earlier_candidates: DistinctCount
-    last_duration_s: float | None
-
-
 class Coordinator:
     """One model's training, from one version to the next.
 
@@ -75,6 +58,7 @@ class Coordinator:
         opened_at: when it opened, UTC seconds. Its clock starts with its first assignment: a model that no device
             asks for waits in one open round.
         updates: reads counted updates again, for a rule that needs them. Without one their deltas are held in memory.
+        history: what earlier versions' updates say of devices, for a selector that reads it.
     """
 
     def __init__(
@@ -87,6 +71,7 @@ class Coordinator:
         round_: int,
         opened_at: float,
         updates: UpdateReader | None = None,
+        history: History = NO_HISTORY,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -105,6 +90,7 @@ class Coordinator:
         self._candidates = DistinctCount()
         self._earlier_candidates = DistinctCount()
         self._last_duration_s: float | None = None
+        self._history = history
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -267,6 +253,7 @@ class Coordinator:
             self._candidates,
             self._earlier_candidates,
             self._last_duration_s,
+            self._history,
         )
 
     @classmethod
@@ -288,6 +275,7 @@ class Coordinator:
         restored._candidates = snapshot.candidates
         restored._earlier_candidates = snapshot.earlier_candidates
         restored._last_duration_s = snapshot.last_duration_s
+        restored._history = snapshot.history
         return restored
 
     # Inside ------------------------------------------------------------------------------------------------------
@@ -382,6 +370,8 @@ class Coordinator:
         if commit is not None:
             self.version = commit.version
             self._last_duration_s = now - self._view(now).started_at
+            if self.plan.selection.reads_history:
+                self._history = self._history.after(self.round, commit.updates)
         self.round += 1
         if self.round % CANDIDATE_ROUNDS == 0:
             self._earlier_candidates, self._candidates = self._candidates, DistinctCount()

@@ -46,7 +46,8 @@ class Update:
 
     `delta` is float32 [P], trained minus base parameters. `loss` is the mean training loss. `sha256` is the hash of
     the uploaded bytes, which a version's manifest repeats, `num_bytes` how many they were. `num_steps` are the local
-    steps taken. `control` is the change of the device's control, float32 [P], for a rule that carries one.
+    steps taken. `control` is the change of the device's control, float32 [P], for a rule that carries one. `train_s`
+    is how long training took, `labels` how many examples of each class there were: None where the device says nothing.
     """
 
     assignment: Assignment
@@ -57,6 +58,8 @@ class Update:
     num_steps: int = 1
     num_bytes: int = 0
     control: Vector | None = None
+    train_s: float | None = None
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +126,8 @@ class Counters:
 class UpdateRef:
     """One line of a version's manifest: which update is in it, how it counted, and the hash of its bytes.
 
-    `weight` is what the rule was given: its examples, in units of the plan's staleness weight if it has one.
+    `weight` is what the rule was given: its examples, in units of the plan's staleness weight if it has one. The rest
+    is as in the update: what selectors may know of a device is read from these lines.
     """
 
     assignment_id: str
@@ -132,6 +136,10 @@ class UpdateRef:
     sha256: str
     weight: int
     staleness: int = 0
+    loss: float = 0.0
+    num_steps: int = 1
+    train_s: float | None = None
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

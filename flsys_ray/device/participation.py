@@ -28,7 +28,7 @@ from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
 from flsys_ray.device.personal import Personaliser
-from flsys_ray.device.trainer import Carried, LocalResult, evaluate_per_class, train_assignment
+from flsys_ray.device.trainer import Carried, LocalResult, Telling, evaluate_per_class, train_assignment
 from flsys_ray.device.uploads import chosen_encoding
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import FlsysError, Forbidden, TryLater, Unauthenticated
@@ -52,6 +52,7 @@ class Habits:
         max_starts: an assignment whose training was killed so often is given back.
         backoff_s, max_backoff_s: the first and the longest wait after failures, drawn with full jitter.
         personalise: train each new version further for this phone alone, and use the result where it is better.
+        label_counts: tell how many examples of each class were trained on, where a plan's selector asks for it.
     """
 
     recheck_s: float = 60.0
@@ -61,6 +62,7 @@ class Habits:
     backoff_s: float = 5.0
     max_backoff_s: float = 900.0
     personalise: bool = False
+    label_counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,8 @@ class Participation:
         server = self.versions.control(message)
         controls = Controls(server, self.journal.control(message.model)) if server is not None else None
         carried = Carried(controls, self.journal.residual(message.model))
-        return train_assignment(loaded.program, loaded.weights, message, (training, held_out), should_stop, carried)
+        parts, telling = (training, held_out), Telling(self.clock.now, self.habits.label_counts)
+        return train_assignment(loaded.program, loaded.weights, message, parts, should_stop, carried, telling)
 
     def _stopped(self, item: OpenAssignment) -> Outcome:
         now = self.clock.now()

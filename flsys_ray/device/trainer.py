@@ -25,7 +25,7 @@ from flsys_ray.programs.manifest import Manifest, read_tokenizer
 from flsys_ray.programs.runner import Evaluated, Program, Trained
 from flsys_ray.tokenizer import Tokenizer
 from flsys_ray.wire.schemas import AssignmentMessage, ClassCounts, EvaluationRequest
-from flsys_ray.wire.tensors import decode_vector, encode_update
+from flsys_ray.wire.tensors import MAX_CLASSES, MAX_TRAIN_S, decode_vector, encode_update
 
 
 class DeviceProgram(Protocol):
@@ -114,6 +114,17 @@ class Carried:
     residual: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What the cloud is told of a training: by which clock it is timed, and whether labels may be counted.
+
+    Labels are counted only if the assignment asks for it too.
+    """
+
+    clock: Callable[[], float] | None = None
+    label_counts: bool = False
+
+
 def train_assignment(
     program: DeviceProgram,
     weights: bytes,
@@ -121,6 +132,7 @@ def train_assignment(
     parts: tuple[Batch, Batch | None],
     should_stop: Callable[[], bool],
     carried: Carried = Carried(),
+    telling: Telling = Telling(),
 ) -> LocalResult:
     """Train an assignment's base version on `parts` (training, held-out); evaluate the base version on the second.
 
@@ -131,6 +143,7 @@ def train_assignment(
     training, held_out = parts
     base = decode_vector(weights, "parameters", program.manifest.parameters)
     local = assignment.local
+    started_at = telling.clock() if telling.clock is not None else 0.0
     pair = decode_controls(carried.controls, program.manifest) if carried.controls is not None else None
     trained = program.train(
         base,
@@ -152,14 +165,24 @@ def train_assignment(
     if not np.isfinite(delta).all() or not np.isfinite(trained.loss):
         raise UpdateUnusable(f"{assignment.model}: the delta of assignment {assignment.assignment_id} is not finite")
     evaluation = _evaluate(program, base, held_out)
-    told = Told(count, trained.loss, max(1, trained.steps))
+    train_s = min(max(0.0, telling.clock() - started_at), MAX_TRAIN_S) if telling.clock is not None else None
+    counts = label_counts(training, program.manifest) if telling.label_counts and assignment.label_counts else None
+    told = Told(count, trained.loss, max(1, trained.steps), train_s, counts)
     if pair is None:
         upload, own = compressed(delta, told, assignment, program.manifest, carried.residual), None
     else:
         change = pair.change(delta, trained.steps, local.learning_rate)
-        upload = Upload(encode_update(delta, told.num_examples, told.loss, told.num_steps, control=change))
+        upload = Upload(
+            encode_update(delta, told.num_examples, told.loss, told.num_steps, control=change, more=told.more)
+        )
         own = own_control(pair, change)
     return LocalResult(upload.body, count, trained.loss, evaluation, own, upload.residual)
+
+
+def label_counts(batch: Batch, manifest: Manifest) -> tuple[int, ...] | None:
+    """Return how many examples of each class there are; None if there are more classes than can be told."""
+    classes = len(manifest.classes)
+    return tuple(np.bincount(batch.y, minlength=classes).tolist()) if classes <= MAX_CLASSES else None
 
 
 def evaluate_per_class(program: DeviceProgram, weights: bytes, batch: Batch) -> EvaluationRequest | None:

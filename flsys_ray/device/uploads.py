@@ -26,6 +26,14 @@ class Told:
     num_examples: int
     loss: float
     num_steps: int
+    train_s: float | None = None
+    labels: tuple[int, ...] | None = None
+
+    @property
+    def more(self) -> dict[str, str]:
+        """The metadata that may be left out."""
+        found = {} if self.train_s is None else {"train_s": repr(float(self.train_s))}
+        return found if self.labels is None else found | {"labels": ",".join(map(str, self.labels))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ def compressed(
         raise UpdateUnusable(f"{message.model}: delta and residual of {message.assignment_id} are not finite")
     rng = generator(0, "compression", message.round, message.assignment_id)
     parts, left = with_memory(encoding, delta, memory, rng)
-    body = encode_compressed(encoding, parts, told.num_examples, told.loss, told.num_steps)
+    body = encode_compressed(encoding, parts, told.num_examples, told.loss, told.num_steps, more=told.more)
     if not encoding.keeps_error:
         return Upload(body)
     kept = np.where(manifest.to_layout().trainable_mask(), left, np.float32(0))

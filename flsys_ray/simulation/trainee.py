@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flsys_ray.core.controls import ControlPair
-from flsys_ray.core.coordinator import Coordinator, Snapshot
+from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
+from flsys_ray.core.snapshot import Snapshot
 from flsys_ray.core.types import Assignment, Counted, RoundSummary, Update, Version
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.programs.runner import Program

@@ -139,6 +139,9 @@ class AssignmentMessage(Message):
     program: ProgramLink
     weights: WeightsLink
     augmentation: AugmentationMessage | None = None
+    label_counts: bool = Field(
+        default=False, description="the plan asks how many examples of each class were trained on; may be left out"
+    )
     control: ControlLink | None = Field(
         None, description="train with it, and upload the change of the device's own as a second tensor, `control`"
     )
@@ -356,6 +359,12 @@ class UpdateLine(Message):
     sha256: str
     weight: int | None = Field(None, description="as the rule was given it; None (before there were two): the examples")
     staleness: int = Field(0, description="versions committed since the update's base version")
+    loss: float = Field(0.0, description="the device's mean training loss")
+    num_steps: int = 1
+    train_s: float | None = Field(None, description="how long the device trained, if it says so")
+    labels: tuple[int, ...] | None = Field(
+        None, description="examples of each class, if the plan's selector asks and the phone's app agrees"
+    )
 
 
 class VersionInfo(Message):

@@ -1,9 +1,9 @@
 """Tensors on the wire: safetensors files of flat float32 vectors, checked before anything is computed with them.
 
-An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`, and for a
-rule that carries a control a second tensor `control` [P]; a version is one tensor `parameters` [P], a version's control
-one tensor `control` [P]. Only float32 and only these names: what is not expected is refused by name. An update whose
-metadata has an `encoding` holds that encoding's tensors in place of `delta`.
+An update is one tensor `delta` [P] with string metadata `num_examples`, `loss` and (optional) `num_steps`, `train_s`
+and `labels`, and for a rule that carries a control a second tensor `control` [P]; a version is one tensor `parameters`
+[P], a version's control one tensor `control` [P]. Only float32 and only these names: what is not expected is refused by
+name. An update whose metadata has an `encoding` holds that encoding's tensors in place of `delta`.
 """
 
 import json
@@ -27,6 +27,8 @@ from flsys_ray.errors import UpdateUnusable
 MAX_HEADER_BYTES = 64 * 1024
 ENVELOPE_BYTES = 4 * 1024
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_TRAIN_S = 30 * 86_400.0
+MAX_CLASSES = 1_000  # beyond that a device cannot say how many examples of each it has
 _TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
 
 
@@ -48,19 +50,38 @@ class DecodedUpdate:
     loss: float
     num_steps: int = 1
     control: Vector | None = None
+    train_s: float | None = None
+    labels: tuple[int, ...] | None = None
+
+
+NOTHING: Mapping[str, str] = {}
 
 
 def encode_update(
-    delta: Vector, num_examples: int, loss: float, num_steps: int = 1, *, control: Vector | None = None
+    delta: Vector,
+    num_examples: int,
+    loss: float,
+    num_steps: int = 1,
+    *,
+    control: Vector | None = None,
+    more: Mapping[str, str] = NOTHING,
 ) -> bytes:
-    """Return the bytes of an update, as a device uploads them."""
+    """Return the bytes of an update, as a device uploads them. `more` is metadata that may be left out."""
     tensors = {"delta": _float32(delta)} | ({} if control is None else {"control": _float32(control)})
-    return _encode(tensors, _told(num_examples, loss, num_steps))
+    return _encode(tensors, {**more, **_told(num_examples, loss, num_steps)})
 
 
-def encode_compressed(encoding: Encoding, parts: Parts, num_examples: int, loss: float, num_steps: int = 1) -> bytes:
+def encode_compressed(
+    encoding: Encoding,
+    parts: Parts,
+    num_examples: int,
+    loss: float,
+    num_steps: int = 1,
+    *,
+    more: Mapping[str, str] = NOTHING,
+) -> bytes:
     """Return the bytes of an update whose delta is `parts`, the tensors of an encoding."""
-    metadata = _told(num_examples, loss, num_steps)
+    metadata = {**more, **_told(num_examples, loss, num_steps)}
     return _encode(parts, metadata if encoding == FLOAT32 else metadata | {"encoding": encoding.model_dump_json()})
 
 
@@ -128,6 +149,8 @@ def decode_update(
         _finite_float32(metadata, "loss"),
         _positive_int(metadata, "num_steps") if "num_steps" in metadata else 1,
         tensors.get("control"),
+        _seconds(metadata, "train_s") if "train_s" in metadata else None,
+        _counts(metadata, "labels") if "labels" in metadata else None,
     )
 
 
@@ -261,3 +284,18 @@ def _finite_float32(metadata: Mapping[str, object], key: str) -> float:
     if not abs(value) <= MAX_FLOAT32:
         raise UpdateUnusable(f"metadata {key!r} must be a finite float32, found {text[:40]!r}")
     return value
+
+
+def _seconds(metadata: Mapping[str, object], key: str) -> float:
+    value = _finite_float32(metadata, key)
+    if not 0 <= value <= MAX_TRAIN_S:
+        raise UpdateUnusable(f"metadata {key!r} must be seconds, 0 to {MAX_TRAIN_S:g}, found {value!r}")
+    return value
+
+
+def _counts(metadata: Mapping[str, object], key: str) -> tuple[int, ...]:
+    text = str(metadata.get(key, ""))
+    counts = text.split(",", MAX_CLASSES)
+    if len(counts) > MAX_CLASSES or not all(c.isascii() and c.isdigit() and len(c) <= 9 for c in counts):
+        raise UpdateUnusable(f"metadata {key!r} must be whole numbers joined by commas, found {text[:40]!r}")
+    return tuple(map(int, counts))

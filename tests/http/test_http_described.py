@@ -21,8 +21,6 @@ DESCRIBED = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").rea
 SCHEMA = schemathesis.openapi.from_dict(DESCRIBED)
 CALLS = {call.label: call for call in (found.ok() for found in SCHEMA.get_all_operations())}
 EXAMPLES = int(os.environ.get("FLSYS_FUZZ", "6"))
-SENT = set()
-pytestmark = pytest.mark.xdist_group("described")
 
 
 @schemathesis.serializer(*MEDIA)
@@ -64,8 +62,11 @@ def test_no_request_is_an_error_of_ours(busy, label, mode):
     check()
 
 
-def send(busy, call, case, credential: str, *, known: bool) -> None:
-    """Send one request, with the credential that the call takes, and names that exist where `known` is true."""
+def send(busy, call, case, credential: str, *, known: bool) -> int | None:
+    """Send one request, with the credential that the call takes, and names that exist where `known` is true.
+
+    Returns the status; None if it cannot be sent.
+    """
     world, secrets, work = busy
     if known:
         names = {"model": "tiny", "app": "acme", "assignment_id": work["assignment_id"], "number": "0"}
@@ -83,12 +84,12 @@ def send(busy, call, case, credential: str, *, known: bool) -> None:
         }
     reply = told(world, asked, headers)
     if reply is None:
-        return
-    SENT.add((call.label, reply.status_code))
+        return None
     assert reply.status_code < 500, (asked, reply.text)
     if reply.status_code >= 400:
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.json()["status"] == reply.status_code
+    return reply.status_code
 
 
 def told(world: World, asked, headers) -> httpx2.Response | None:
@@ -109,10 +110,30 @@ DESCRIBED_SECURITY = {
 }
 
 
-def test_the_requests_came_through(busy):
-    """Every call was answered with success at least once, or cannot be without a file: the requests are no noise."""
-    succeeded = {label for label, status in SENT if status < 400}
+def test_the_requests_are_no_noise(busy):
+    """With their own credential and names that exist, good requests of most calls succeed."""
+    succeeded = {label for label in CALLS if succeeds(busy, label)}
     assert len(succeeded) >= len(CALLS) // 2, sorted(set(CALLS) - succeeded)
+
+
+def succeeds(busy, label: str) -> bool:
+    """Return whether one of a few good requests of a call is answered with success."""
+    statuses = []
+
+    @settings(
+        max_examples=3,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(CALLS[label].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def check(case) -> None:
+        statuses.append(send(busy, CALLS[label], case, "its own", known=True))
+
+    check()
+    return any(status is not None and status < 400 for status in statuses)
 
 
 def test_after_all_that_the_cloud_still_works(busy):

@@ -100,6 +100,17 @@ def test_a_leaked_key_is_replaced_at_once(world: World, key):
     problem(asks(elsewhere, old), 401, "unauthenticated")
 
 
+def test_a_replica_that_nobody_asked_for_long_signs_with_no_retired_key(world: World, key):
+    elsewhere = replica(world)
+    enrolled(world, key)
+    assert elsewhere.post("/v1/devices", json={"installation_id": "early-one"}, headers=bearer(key)).status_code == 201
+    rotate(world.http, retire_old=True)
+    world.clock.advance(FRESH_S)
+    reply = elsewhere.post("/v1/devices", json={"installation_id": "late-one"}, headers=bearer(key))
+    assert kid_of(reply.json()["token"]) == "2"
+    assert kid_of(elsewhere.post("/v1/devices/nonce", headers=bearer(key)).json()["nonce"]) == "2"
+
+
 def test_the_other_replicas_are_told_by_the_store_alone(world: World, key):
     """A key that nobody has heard of costs one look at the store a second, however often it is named."""
     store = FaultyStore(world.store)

@@ -342,7 +342,15 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def check_commit(self, commit: Commit):
         contributions = self.round.contributions
         expected = {
-            UpdateRef(assignment_id(MODEL, self.round.number, device), device, c.weight, c.update.sha256, c.weight)
+            UpdateRef(
+                assignment_id(MODEL, self.round.number, device),
+                device,
+                c.weight,
+                c.update.sha256,
+                c.weight,
+                loss=c.update.loss,
+                num_steps=c.update.num_steps,
+            )
             for device, c in contributions.items()
         }
         assert list(commit.updates) == sorted(expected, key=lambda ref: ref.assignment_id)

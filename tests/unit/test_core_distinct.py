@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flsys_ray.core.distinct import DistinctCount, K
 from flsys_ray.core.rng import unit
+from flsys_ray.core.selection.distinct import DistinctCount, K
 
 
 def counted(elements):

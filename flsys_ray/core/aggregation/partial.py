@@ -27,18 +27,21 @@ class Line:
     sha256: str
     num_steps: int
     num_bytes: int
+    train_s: float | None = None
+    labels: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, update: Update) -> "Line":
         """Return the line of an update."""
         u = update
-        return cls(u.assignment, u.num_examples, u.loss, u.sha256, u.num_steps, u.num_bytes)
+        return cls(u.assignment, u.num_examples, u.loss, u.sha256, u.num_steps, u.num_bytes, u.train_s, u.labels)
 
     def ref(self, plan: "TrainingPlan", staleness: int) -> UpdateRef:
         """Return its line of a version's manifest, if it counts `staleness` versions after its base version."""
         work, examples = self.assignment, min(self.num_examples, plan.limits.max_examples)
         weight = weight_of(plan, examples, staleness)
-        return UpdateRef(work.assignment_id, work.device_id, examples, self.sha256, weight, staleness)
+        told = (self.loss, self.num_steps, self.train_s, self.labels if plan.selection.reads_labels else None)
+        return UpdateRef(work.assignment_id, work.device_id, examples, self.sha256, weight, staleness, *told)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

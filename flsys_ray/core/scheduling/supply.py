@@ -8,8 +8,8 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from flsys_ray.core.distinct import DistinctCount
 from flsys_ray.core.rng import unit
+from flsys_ray.core.selection.distinct import DistinctCount
 
 WINDOW_S = 1800.0
 MAX_MODELS = 1000
