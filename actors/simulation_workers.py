@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from flsys_ray.core.layout import Vector
+from flsys_ray.errors import InvalidInput
 from flsys_ray.simulation.executors import Trainers
 from flsys_ray.simulation.training import Answers, Deltas, Examples, Group, TrainerSpec, Work
 
@@ -40,9 +41,15 @@ class SimulationWorker:
 
 
 class RayExecutor:
-    """`workers` Ray workers. Those of the cluster in `RAY_ADDRESS`; else Ray is started here, at normal niceness."""
+    """`workers` Ray workers, each with a core (or `cores` of them) of its own.
 
-    def __init__(self, specs: Mapping[str, TrainerSpec], workers: int) -> None:
+    Of the cluster in `RAY_ADDRESS`; without that, Ray is started here, at normal niceness.
+
+    Raises:
+        InvalidInput: Ray has not so many cores to spare.
+    """
+
+    def __init__(self, specs: Mapping[str, TrainerSpec], workers: int, cores: float = 1.0) -> None:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_worker_niceness", "0")
             address = os.environ.get("RAY_ADDRESS", "local")
@@ -50,8 +57,11 @@ class RayExecutor:
             self._started = True
         else:
             self._started = False
+        free = ray.available_resources().get("CPU", 0.0)
+        if free < workers * cores:
+            raise InvalidInput(f"simulation: {workers} workers need a core each, and Ray has {free:g} to spare")
         gpus = ray.cluster_resources().get("GPU", 0.0)
-        options = {"num_cpus": 1, "num_gpus": min(1.0, gpus / workers)} if gpus else {"num_cpus": 1}
+        options = {"num_cpus": cores, **({"num_gpus": min(1.0, gpus / workers)} if gpus else {})}
         examples, bare = {}, {}
         for name, spec in specs.items():
             arrays = (spec.training.x, spec.training.y, spec.held_out.x, spec.held_out.y)

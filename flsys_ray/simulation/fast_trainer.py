@@ -41,6 +41,7 @@ Tensor = Any
 SMALL_PARAMETERS = 65_536
 SMALL_OUTPUTS = 131_072  # of all layers, for one batch
 EVALUATION_ROWS = 256
+THREADS = "TF_NUM_INTRAOP_THREADS"  # which TensorFlow reads when it starts
 
 
 def is_small(manifest: Manifest, model: Any) -> bool:
@@ -64,14 +65,14 @@ def one_thread() -> None:
     Raises:
         InvalidInput: TensorFlow has started already, with more threads.
     """
-    if tf.config.threading.get_intra_op_parallelism_threads() == 1:
+    if os.environ.get(THREADS) == "1" or tf.config.threading.get_intra_op_parallelism_threads() == 1:
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
     except RuntimeError as error:
         raise InvalidInput(
             "simulation: TensorFlow runs with several threads in this process, and results would depend on them: "
-            "call tf.config.threading.set_intra_op_parallelism_threads(1) before its first use"
+            f"set {THREADS}=1 in the environment"
         ) from error
 
 

@@ -31,6 +31,7 @@ class TraineeState:
     tally: Tally
     controls: dict[int, Vector]
     pairs: dict[str, ControlPair]
+    versions: dict[int, Vector]
 
 
 class Trainee:
@@ -47,6 +48,7 @@ class Trainee:
         self.desk = Desk(model.name, executor, group_size_of(model.plan))
         self._controls: dict[int, Vector] = {}
         self._pairs: dict[str, ControlPair] = {}
+        self._versions = {0: start}  # that open work may begin with: a device that comes back begins its own again
 
     def steps(self, examples: int) -> int:
         """Return the local steps of a device with so many examples."""
@@ -59,10 +61,8 @@ class Trainee:
             own = self._controls.get(device, np.zeros(self.layout.size, np.float32))
             pair = self._pairs[work.assignment_id] = ControlPair(version.control, own, self.layout.trainable_mask())
             correction = pair.correction
-        rows = self.model.population.rows(device)
-        self.desk.give(
-            Work(work.assignment_id, work.round, work.version, rows, correction), version.parameters, arrives_at
-        )
+        rows, base = self.model.population.rows(device), self._versions[work.version]
+        self.desk.give(Work(work.assignment_id, work.round, work.version, rows, correction), base, arrives_at)
 
     def submit(self, work: Assignment, device: int, now: float) -> tuple[bool, int]:
         """An update arrives: return whether it was counted, and how many trainings were computed for it (1 or 0)."""
@@ -95,6 +95,7 @@ class Trainee:
     def row(self, summary: RoundSummary) -> Row:
         """Return the row of a round that closed, and begin to count anew."""
         tally, self.tally = self.tally, Tally()
+        self._keep_versions()
         commit, counters = summary.commit, summary.counters
         return Row(
             model=self.model.name,
@@ -117,14 +118,22 @@ class Trainee:
             mean_staleness=None if commit is None else float(np.mean([ref.staleness for ref in commit.updates])),
         )
 
+    def _keep_versions(self) -> None:
+        """Add the newest version, and let go of those that no open work can begin with."""
+        newest, pacing = self.coordinator.version, self.model.plan.pacing
+        age = pacing.staleness.max_staleness if pacing.asynchronous and pacing.staleness is not None else 0
+        self._versions[newest.number] = newest.parameters
+        self._versions = {n: kept for n, kept in self._versions.items() if n >= newest.number - age}
+
     def digest(self) -> str:
         """Return the hash of the newest version's parameters."""
         return hashlib.sha256(self.coordinator.version.parameters.tobytes()).hexdigest()
 
     def state(self) -> TraineeState:
         """Return all of the state."""
+        controls, pairs = dict(self._controls), dict(self._pairs)
         return TraineeState(
-            self.coordinator.snapshot(), self.desk.state(), self.tally, dict(self._controls), dict(self._pairs)
+            self.coordinator.snapshot(), self.desk.state(), self.tally, controls, pairs, dict(self._versions)
         )
 
     def restore(self, state: TraineeState) -> None:
@@ -132,3 +141,4 @@ class Trainee:
         self.coordinator = Coordinator.restore(self.model.name, self.layout, self.model.plan, state.snapshot)
         self.desk.restore(state.desk)
         self.tally, self._controls, self._pairs = state.tally, dict(state.controls), dict(state.pairs)
+        self._versions = dict(state.versions)

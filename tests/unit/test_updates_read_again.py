@@ -156,6 +156,16 @@ def stored_as(store, number, row):
     return [key_of(number)]
 
 
+def peak_of(use):
+    """Return the most bytes that were held at once meanwhile."""
+    tracemalloc.start()
+    try:
+        use()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("rule", READING.values(), ids=READING)
 def test_memory_stays_bounded_by_the_block(rule, many, monkeypatch):
     """A few blocks and a few vectors: less than the updates together by far."""
@@ -167,11 +177,7 @@ def test_memory_stays_bounded_by_the_block(rule, many, monkeypatch):
     state = rule.init(FixedPoint(1000, 1000, 1024.0), 200_000)
     for contribution in members:
         state = rule.add(state, contribution)
-    tracemalloc.start()
-    try:
-        rule.finish(state, StoredUpdates(store, MODEL))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    # Python's table of interned names (parts of paths) may grow in one of the runs, by more than all that is measured.
+    peak = min(peak_of(lambda: rule.finish(state, StoredUpdates(store, MODEL))) for _ in range(2))
     vector, everything = 8 * 200_000, 4 * 200_000 * len(members)
     assert peak <= 10 * budget + 2 * vector < everything / 3

@@ -25,7 +25,10 @@ class DistinctCount:
 
     def merge(self, other: "DistinctCount") -> "DistinctCount":
         """Return the count of the union."""
-        return DistinctCount(tuple(sorted({*self.smallest, *other.smallest})[:K]))
+        if not (self.smallest and other.smallest):
+            return self if self.smallest else other
+        both = dict.fromkeys(sorted(self.smallest + other.smallest))  # two sorted runs: faster than a set of both
+        return DistinctCount(tuple(both)[:K])
 
     def estimate(self) -> float:
         """Return the estimated number of distinct elements."""

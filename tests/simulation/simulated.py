@@ -1,0 +1,63 @@
+"""A small simulation: the tiny program, users of random examples, and the phone's own trainer. No TensorFlow runs."""
+
+import numpy as np
+from tiny_program import CLASSES, tiny_program
+
+from flsys_ray.core.plan import TrainingPlan, parse_plan
+from flsys_ray.simulation.engine import SimulatedModel, Simulation, Terms
+from flsys_ray.simulation.executors import InlineExecutor
+from flsys_ray.simulation.population import Pool, Population, make_pool
+from flsys_ray.simulation.traces import Traces, always_there, synthetic_traces
+from flsys_ray.simulation.training import Examples, TrainerSpec, group_size_of
+
+ROUNDS = {"pacing": {"name": "rounds", "cohort": 6, "deadline_s": 60}, "stopping": {"versions": 5}}
+BUFFERED = {"pacing": {"name": "buffered", "buffer": 4, "concurrency": 9}, "stopping": {"versions": 8}}
+
+
+def plan_of(parts: dict, **more: object) -> TrainingPlan:
+    return parse_plan({"local": {"epochs": 2, "learning_rate": 0.1}, **parts, **more})
+
+
+def pool_of_users(users: int = 12, seed: int = 0) -> Pool:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 2, (len(CLASSES), 4))
+
+    def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
+        y = rng.integers(0, len(CLASSES), count).astype(np.int32)
+        return (centres[y] + rng.normal(0, 1, (count, 4))).astype(np.float32), y
+
+    parts = [(f"user-{i}", *examples(int(rng.integers(10, 40)))) for i in range(users)]
+    return make_pool(parts, Examples(*examples(200)))
+
+
+def models_of(*plans: TrainingPlan, devices: int = 40) -> list[SimulatedModel]:
+    pool = pool_of_users()
+    population = Population(pool, devices, 0, examples_per_device=20)
+    return [SimulatedModel(f"model-{i}", plan, tiny_program().data, population) for i, plan in enumerate(plans)]
+
+
+def specs_of(models: list[SimulatedModel]) -> dict[str, TrainerSpec]:
+    return {
+        model.name: TrainerSpec(
+            "program",
+            model.program,
+            None,
+            model.plan.local,
+            group_size_of(model.plan),
+            model.population.pool.training,
+            model.population.pool.held_out,
+        )
+        for model in models
+    }
+
+
+def simulation_of(
+    *plans: TrainingPlan, workers: int = 1, traces: Traces | None = None, terms: Terms | None = None, devices: int = 40
+) -> Simulation:
+    models = models_of(*plans, devices=devices)
+    executor = InlineExecutor(specs_of(models), workers)
+    return Simulation(models, traces or synthetic_traces(devices, 7), executor, terms or Terms(seed=3))
+
+
+def ideal(devices: int = 40) -> Traces:
+    return always_there(devices)
