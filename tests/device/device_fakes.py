@@ -308,8 +308,8 @@ class FakeCloud:
         entry.state = "counted"
         counted = [e for e in model.assignments.values() if e.state == "counted"]
         if len(counted) % model.cohort == 0:
-            deltas = [decode_range(e.bodies[0], 0, PARAMETERS) for e in counted[-model.cohort :]]
             base = load(model.versions[-1])["parameters"]
+            deltas = [decode_range(e.bodies[0], 0, base.size) for e in counted[-model.cohort :]]
             model.versions.append(encode_vector("parameters", base + np.mean(deltas, axis=0)))
             if model.controls:
                 changes = [load(e.bodies[0])["control"] for e in counted[-model.cohort :]]

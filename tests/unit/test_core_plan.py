@@ -187,7 +187,7 @@ REFUSED = [
     ("aggregation: {name: clipping, inner: {name: zeroing, inner: {f: 3}}}", ("aggregation.inner.inner.f",), "Extra"),
     ("aggregation: {name: clipping, inner: mean}", ("aggregation.inner",), "'weighted_mean'"),
     ("aggregation: {name: trimmed_mean, fraction: 0.5}", ("aggregation.fraction",), "less than 0.5"),
-    ("selection: oort", ("selection",), "uniform"),
+    ("selection: lottery", ("selection",), "uniform"),
     ("local: {learning_rate: .inf}", ("local.learning_rate",), "finite"),
     ("local: {learning_rate: .nan}", ("local.learning_rate",), "finite"),
     ("local: {epochs: 0}", ("local.epochs",), "greater than or equal to 1"),
