@@ -21,6 +21,7 @@ from flsys_ray.storage.base import ObjectStore, StoredObject, check_key, check_p
 _TEMPORARY = ".new-"
 _LOCKS = ".locks"
 _TICK_NS = 1000
+_MOST_FOLDERS = 10_000
 
 
 class LocalStore(ObjectStore):
@@ -28,6 +29,7 @@ class LocalStore(ObjectStore):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser().absolute()
+        self._durable: set[Path] = set()
         with _store_errors("folder"):
             self._make(self.folder)
 
@@ -90,15 +92,23 @@ class LocalStore(ObjectStore):
         return self.folder.joinpath(*check_key(key).split("/"))
 
     def _make(self, folder: Path) -> None:
-        """Make a folder and its parents, each entry synced, so that an object in it survives a power cut."""
-        if folder.is_dir():
+        """Make a folder and its parents, each entry synced, so that an object in it survives a power cut.
+
+        A folder that is there may have been made a moment ago by one who has not synced it yet, or died before it
+        could: what this store has not seen to itself it syncs once.
+        """
+        if folder == folder.parent or (folder in self._durable and folder.is_dir()):
             return
         self._make(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        _sync_folder(folder.parent)
+        with suppress(PermissionError):  # above the store: a folder of somebody else's, which was there before
+            _sync_folder(folder.parent)
+        if len(self._durable) >= _MOST_FOLDERS:
+            self._durable.clear()
+        self._durable.add(folder)
 
     @contextmanager
     def _written(self, folder: Path, body: bytes, later_than_ns: int = 0) -> Iterator[tuple[Path, str]]:

@@ -764,3 +764,16 @@ def test_a_memory_uri_is_a_store_of_its_holder():
 def test_an_unknown_scheme_is_refused_by_name():
     with pytest.raises(InvalidInput, match="unknown scheme 'ftp'"):
         open_store("ftp://somewhere")
+
+
+def test_a_folder_that_another_has_made_and_not_synced_is_synced(tmp_path, monkeypatch):
+    """Its maker may have died before it could: an object in it would be gone with it after a power cut."""
+    store = LocalStore(tmp_path / "store")
+    (store.folder / "a" / "b").mkdir(parents=True)
+    synced = []
+    monkeypatch.setattr("flsys_ray.storage.local._sync_folder", lambda folder: synced.append(folder))
+    store.put_new("a/b/k", b"1")
+    assert {store.folder, store.folder / "a", store.folder / "a" / "b"} <= {*synced}
+    synced.clear()
+    store.put_new("a/b/l", b"2")
+    assert synced == [store.folder / "a" / "b"]

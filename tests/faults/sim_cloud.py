@@ -20,6 +20,7 @@ from flsys_ray.errors import FlsysError, TryLater
 from flsys_ray.storage.base import ObjectStore
 
 T = TypeVar("T")
+OpenStore = Callable[[], ObjectStore]
 IDLE_S = 90.0
 LONGEST_WAIT_S = 5.0
 AFTER_ERROR_S = 1.0
@@ -33,9 +34,9 @@ class Passivated(Exception):
 class Actor:
     """A model's actor: the real host behind the real gate, and a clock."""
 
-    def __init__(self, room: MachineRoom, store: ObjectStore, model: str, number: int) -> None:
+    def __init__(self, room: MachineRoom, open_store: OpenStore, model: str, number: int) -> None:
         self.process = Process(room, f"actor-{model}-{number}")
-        self._host = ModelHost(ProcessStore(store, self.process), model, self.process.clock)
+        self._host = ModelHost(ProcessStore(open_store(), self.process), model, self.process.clock)
         self._handle = LocalHandle(self._host)
         self._gate = Gate(IDLE_S, room.loop.time)
         room.loop.blocking(self._watch_the_clock)
@@ -130,10 +131,10 @@ class Replica:
 
 @dataclass(eq=False)
 class Cluster:
-    """All processes on one store."""
+    """All processes on one store, which each opens for itself: what it remembers of the store dies with it."""
 
     room: MachineRoom
-    store: ObjectStore
+    open_store: OpenStore
     replicas: list[Replica] = field(default_factory=list)
     actors: dict[str, Actor] = field(default_factory=dict)
     zombies: list[Actor] = field(default_factory=list)
@@ -143,7 +144,7 @@ class Cluster:
         """Return the actor that the registry knows for a model; one that is dead is made again."""
         present = self.actors.get(model)
         if present is None or not present.process.alive:
-            present = self.actors[model] = Actor(self.room, self.store, model, self._number())
+            present = self.actors[model] = Actor(self.room, self.open_store, model, self._number())
         return present
 
     async def start_replica(self, place: int) -> None:
@@ -153,7 +154,7 @@ class Cluster:
             replica = Replica(process)
             self.replicas[place : place + 1] = [replica]
             loop = self.room.loop
-            store = ProcessStore(self.store, process)
+            store = ProcessStore(self.open_store(), process)
             ready = loop.blocking(lambda process=process, store=store: Cloud(store, SimHosts(self), process.clock))
             process.waiting[ready] = None
             try:

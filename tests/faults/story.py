@@ -112,10 +112,11 @@ class Story:
 
     def play(self) -> None:
         """Play it to its end."""
-        if self.cuts is not None:
-            self.store = LocalStore(self.cuts.folder)
+        cuts = self.cuts
+        open_store = (lambda: self.store) if cuts is None else (lambda: LocalStore(cuts.folder))
+        self.store = open_store()
         self.store.put_new(places.SIGNING_KEY, SIGNING)
-        self.cluster = Cluster(self.room, self.store)
+        self.cluster = Cluster(self.room, open_store)
         asyncio.set_event_loop(self.loop)
         self.loop.set_exception_handler(_only_what_matters)
         try:

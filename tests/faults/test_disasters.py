@@ -53,6 +53,6 @@ def test_a_planted_bug_is_found(name):
             try:
                 with played(seed) as story:
                     look_at(story)
-            except (Broken, FlsysError) as error:
+            except (Broken, FlsysError, KeyError) as error:  # a KeyError: an update that a rule reads again is gone
                 found.append(f"seed {seed}: {error!r}")
     assert found

@@ -39,15 +39,18 @@ class Listener(logging.Handler):
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    """Listen to all loggers at DEBUG."""
-    found, before = Listener(), {name: logging.getLogger(name).level for name in ("", *LOGGERS)}
-    for name in before:
-        logging.getLogger(name).setLevel(logging.DEBUG)
+    """Listen to all loggers at DEBUG, also to one that a server in an earlier test has cut off (uvicorn does)."""
+    found, loggers = Listener(), [logging.getLogger(name) for name in ("", *LOGGERS)]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = True
     logging.getLogger().addHandler(found)
     yield found
     logging.getLogger().removeHandler(found)
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
+    for logger, (level, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def in_any_form(secrets: set[str]) -> set[str]:
