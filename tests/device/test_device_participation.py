@@ -472,6 +472,7 @@ def test_an_app_uses_the_phone_while_it_takes_part(tmp_path):
         for thread in users:
             thread.join()
         while model.version < 5:
+            assert runner.is_alive(), outcomes
             time.sleep(0.01)
         stop.set()
         runner.join()
