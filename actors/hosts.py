@@ -29,7 +29,8 @@ from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.uri import open_store
-from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo
+from flsys_ray.wire.schemas import EvaluationRequest
 
 NAMESPACE = "flsys"
 CALLS_AT_ONCE = 32

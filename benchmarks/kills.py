@@ -34,7 +34,7 @@ from flsys_ray.cloud.replay import replay
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.storage.local import LocalStore
-from flsys_ray.wire.schemas import VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
 from flsys_ray.wire.tensors import encode_update
 
 APP, MODEL = "kills", "survivor"

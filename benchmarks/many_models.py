@@ -27,7 +27,7 @@ from flsys_ray.core.aggregation.base import RULES
 from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import PlanInvalid
-from flsys_ray.wire.schemas import ModelInfo
+from flsys_ray.wire.developer_schemas import ModelInfo
 from flsys_ray.wire.tensors import encode_update
 
 PHONES = 12

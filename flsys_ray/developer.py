@@ -17,8 +17,7 @@ from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.errors import TryLater
 from flsys_ray.wire.access import AppKeys, AttestationReply, RevokeTokensReply, SigningKeysReply
 from flsys_ray.wire.answers import error_of
-from flsys_ray.wire.schemas import (
-    PROGRAM,
+from flsys_ray.wire.developer_schemas import (
     AppCreated,
     CreateApp,
     InferReply,
@@ -32,6 +31,7 @@ from flsys_ray.wire.schemas import (
     VersionInfo,
     VersionsReply,
 )
+from flsys_ray.wire.schemas import PROGRAM
 from flsys_ray.wire.tensors import decode_vector
 
 M = TypeVar("M", bound=BaseModel)

@@ -9,7 +9,7 @@ from flsys_ray.cloud.keys import KeyLife
 from flsys_ray.errors import Conflict, NotFound
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.access import AppKeys, SigningKeyInfo, SigningKeysReply
-from flsys_ray.wire.schemas import AppCreated
+from flsys_ray.wire.developer_schemas import AppCreated
 
 MAX_GENERATIONS = 10
 

@@ -10,7 +10,7 @@ from flsys_ray.cloud.attestation.base import VERIFIERS, Attestation
 from flsys_ray.cloud.attestation.none import NoAttestation
 from flsys_ray.errors import AlreadyExists, Changed, Missing, NotFound
 from flsys_ray.storage.base import ObjectStore, check_key
-from flsys_ray.wire.schemas import Quotas
+from flsys_ray.wire.developer_schemas import Quotas
 
 if TYPE_CHECKING:
     AnyAttestation = Attestation

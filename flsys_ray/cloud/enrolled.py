@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from flsys_ray.cloud import places
 from flsys_ray.errors import AlreadyExists, Changed, Missing, QuotaExceeded
 from flsys_ray.storage.base import ObjectStore, check_key
-from flsys_ray.wire.schemas import Quotas
+from flsys_ray.wire.developer_schemas import Quotas
 
 FULL_RETRY_S = 3600.0
 HOUR_S = 3600.0

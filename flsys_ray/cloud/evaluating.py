@@ -14,7 +14,8 @@ from flsys_ray.core.plan import FederatedEvaluation, TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected
 from flsys_ray.errors import AlreadyExists, Missing
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import EvaluationProgress, EvaluationRequest, Metrics, RoundCounters
+from flsys_ray.wire.developer_schemas import EvaluationProgress, Metrics, RoundCounters
+from flsys_ray.wire.schemas import EvaluationRequest
 
 LATE_RETRY_S = 30.0
 

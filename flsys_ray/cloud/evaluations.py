@@ -8,7 +8,8 @@ from flsys_ray.cloud import places
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import AlreadyExists, InvalidInput
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import ClassCounts, EvaluationRequest, Metrics
+from flsys_ray.wire.developer_schemas import Metrics
+from flsys_ray.wire.schemas import ClassCounts, EvaluationRequest
 
 MAX_COUNT = 2**31 - 1
 MAX_LOSS_SUM = 1e30

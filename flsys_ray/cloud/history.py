@@ -7,7 +7,7 @@ from flsys_ray.cloud.journal import Journal, VersionRef
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import Missing, NotFound, StoreUnavailable
 from flsys_ray.storage.base import put_same
-from flsys_ray.wire.schemas import VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
 
 RECENT_ROUNDS = 100
 

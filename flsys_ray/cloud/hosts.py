@@ -19,7 +19,8 @@ from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Version
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo
+from flsys_ray.wire.schemas import EvaluationRequest
 
 T = TypeVar("T")
 BUSY_S = 2.0

@@ -10,7 +10,7 @@ from flsys_ray.cloud.service import Cloud
 from flsys_ray.cloud.versions import load_parameters, load_program
 from flsys_ray.core.layout import Vector
 from flsys_ray.errors import InvalidInput
-from flsys_ray.wire.schemas import InferReply, InferRequest
+from flsys_ray.wire.developer_schemas import InferReply, InferRequest
 
 if TYPE_CHECKING:
     from flsys_ray.programs.runner import Program

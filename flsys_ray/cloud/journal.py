@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from flsys_ray.cloud import places
 from flsys_ray.errors import AlreadyExists, Missing, NotFound, OwnershipLost
 from flsys_ray.storage.base import ObjectStore, last_key
-from flsys_ray.wire.schemas import RoundInfo, State, UpdateLine
+from flsys_ray.wire.developer_schemas import RoundInfo, UpdateLine
+from flsys_ray.wire.schemas import State
 
 Kind = Literal[
     "created",

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from flsys_ray.core.ids import model_id
-from flsys_ray.wire.schemas import CheckInReply, RoundInfo
+from flsys_ray.wire.developer_schemas import RoundInfo
+from flsys_ray.wire.schemas import CheckInReply
 
 
 @dataclass(frozen=True, slots=True)

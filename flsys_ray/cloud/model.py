@@ -37,7 +37,8 @@ from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Round
 from flsys_ray.errors import AlreadyExists, Conflict, NotFound, OwnershipLost
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, put_same
-from flsys_ray.wire.schemas import EvaluationRequest, ModelInfo, RoundInfo, UpdateLine
+from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo, UpdateLine
+from flsys_ray.wire.schemas import EvaluationRequest
 
 IDLE_RETRY_S = 30.0
 Count = Callable[[Coordinator, float], Counted | Rejected]

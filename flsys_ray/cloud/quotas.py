@@ -15,7 +15,7 @@ from flsys_ray.cloud.apps import AppRecord, AppRecords
 from flsys_ray.cloud.journal import Head
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.errors import NotFound, QuotaExceeded
-from flsys_ray.wire.schemas import Quotas
+from flsys_ray.wire.developer_schemas import Quotas
 
 FRESH_S = 10.0
 CHECK_IN_RETRY_S = 30.0

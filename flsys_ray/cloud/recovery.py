@@ -18,7 +18,7 @@ from flsys_ray.core.ledger import Entry
 from flsys_ray.core.selection.history import LINES, NO_HISTORY, VERSIONS, History
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import UpdateUnusable
-from flsys_ray.wire.schemas import UpdateLine
+from flsys_ray.wire.developer_schemas import UpdateLine
 from flsys_ray.wire.tensors import decode_update
 
 

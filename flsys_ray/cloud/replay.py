@@ -23,7 +23,7 @@ from flsys_ray.core.types import Contribution, Version
 from flsys_ray.errors import Missing, NotFound
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import UpdateLine
+from flsys_ray.wire.developer_schemas import UpdateLine
 from flsys_ray.wire.tensors import decode_update, decode_vector, encode_vector
 
 Verdict = Literal["equal", "differs", "missing", "changed"]

@@ -11,7 +11,7 @@ from flsys_ray.core.pacing.base import RoundView
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import RoundSummary
-from flsys_ray.wire.schemas import ModelInfo, OpenRound, RoundCounters, RoundInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, OpenRound, RoundCounters, RoundInfo
 
 
 def model_info(

@@ -32,8 +32,18 @@ from flsys_ray.core.types import Rejected
 from flsys_ray.errors import Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.storage.base import ObjectStore, check_key, put_same
-from flsys_ray.wire.schemas import (
+from flsys_ray.wire.developer_schemas import (
     AppCreated,
+    ModelInfo,
+    ModelsReply,
+    OverviewReply,
+    Quotas,
+    RoundsReply,
+    VersionEvaluation,
+    VersionInfo,
+    VersionsReply,
+)
+from flsys_ray.wire.schemas import (
     AssignmentMessage,
     AugmentationMessage,
     CheckInReply,
@@ -41,17 +51,9 @@ from flsys_ray.wire.schemas import (
     ControlLink,
     EvaluationReply,
     EvaluationRequest,
-    ModelInfo,
-    ModelsReply,
-    OverviewReply,
     ProgramLink,
-    Quotas,
     Rejection,
-    RoundsReply,
     UploadLink,
-    VersionEvaluation,
-    VersionInfo,
-    VersionsReply,
     WeightsLink,
 )
 from flsys_ray.wire.tensors import max_update_bytes

@@ -21,7 +21,7 @@ from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Counters
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import ModelInfo, OpenRound, RoundCounters
+from flsys_ray.wire.developer_schemas import ModelInfo, OpenRound, RoundCounters
 
 KEPT_MODELS = 10_000
 FRESH_S = 1.0

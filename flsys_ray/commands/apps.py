@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from flsys_ray.commands.options import AsJson, OperatorKey, Url, cloud_url, operator, print_json
-from flsys_ray.wire.schemas import Quotas
+from flsys_ray.wire.developer_schemas import Quotas
 
 group = typer.Typer(no_args_is_help=True, help="Third-party apps.")
 

@@ -12,7 +12,7 @@ from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import InvalidInput
 from flsys_ray.programs.manifest import read_tokenizer
 from flsys_ray.programs.runner import Program
-from flsys_ray.wire.schemas import ModelInfo
+from flsys_ray.wire.developer_schemas import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

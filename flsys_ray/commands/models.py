@@ -10,7 +10,7 @@ from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, 
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.developer import Action
 from flsys_ray.errors import InvalidInput
-from flsys_ray.wire.schemas import Metrics, ModelInfo, RoundInfo
+from flsys_ray.wire.developer_schemas import Metrics, ModelInfo, RoundInfo
 
 group = typer.Typer(no_args_is_help=True, help="Models: what is trained, and how.")
 PlanFile = Annotated[Path | None, typer.Option("--plan", exists=True, dir_okay=False, help="A training plan, YAML.")]

@@ -13,7 +13,7 @@ from flsys_ray.core.ids import model_id, model_name
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import InvalidInput, NotFound
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.schemas import ModelInfo, RoundInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo
 
 
 class Rounds(Protocol):

@@ -14,7 +14,7 @@ from flsys_ray.commands.options import AppKey, OperatorKey, Url, console, split_
 from flsys_ray.commands.sources import Rounds, StoreView, chosen, cloud_view
 from flsys_ray.errors import InvalidInput, TryLater
 from flsys_ray.storage.uri import open_store
-from flsys_ray.wire.schemas import RoundInfo
+from flsys_ray.wire.developer_schemas import RoundInfo
 
 FILE = "events.out.tfevents.0000000000.flsys"
 ROUND = "round/number"

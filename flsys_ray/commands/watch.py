@@ -15,7 +15,7 @@ from rich.text import Text
 from flsys_ray.commands.options import AppKey, AsJson, OperatorKey, Url, console, print_table, split_names
 from flsys_ray.commands.sources import CloudView, chosen, cloud_view
 from flsys_ray.errors import TryLater
-from flsys_ray.wire.schemas import ModelInfo, RoundInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo
 
 COLUMNS = (
     *("model", "state", "version", "round", "assigned", "counted", "at work", "given back", "late"),

@@ -12,7 +12,8 @@ from flsys_ray.http import access_api, dashboard, developer_api, device_api, pro
 from flsys_ray.http.admission import Admission, Bounds
 from flsys_ray.http.limits import JsonBodyLimit
 from flsys_ray.http.short_way import ShortWay
-from flsys_ray.wire.schemas import PROBLEM, Health, Problem
+from flsys_ray.wire.developer_schemas import Health
+from flsys_ray.wire.schemas import PROBLEM, Problem
 
 _PROBLEM = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -8,15 +8,13 @@ from flsys_ray.cloud.evaluations import MAX_COUNT
 from flsys_ray.http.callers import AppCall, OperatorCall, TheCloud
 from flsys_ray.http.device_api import VersionNumber, _binary
 from flsys_ray.http.limits import PROGRAM_BYTES, read_body
-from flsys_ray.wire.schemas import (
-    PROGRAM,
+from flsys_ray.wire.developer_schemas import (
     AppCreated,
     CreateApp,
     InferReply,
     InferRequest,
     ModelInfo,
     ModelsReply,
-    Name,
     OverviewReply,
     PlanRequest,
     PromoteRequest,
@@ -26,6 +24,7 @@ from flsys_ray.wire.schemas import (
     VersionInfo,
     VersionsReply,
 )
+from flsys_ray.wire.schemas import PROGRAM, Name
 
 router = APIRouter(prefix="/v1", tags=["developers"])
 Since = Annotated[int, Query(ge=0, le=MAX_COUNT, description="only rounds from this number on")]

@@ -29,7 +29,7 @@ from flsys_ray.errors import AlreadyExists, Missing, StoreUnavailable
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.storage.local import LocalStore
 from flsys_ray.storage.memory import MemoryStore
-from flsys_ray.wire.schemas import VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
 from flsys_ray.wire.tensors import decode_update, encode_update
 
 MODEL = "acme/har"

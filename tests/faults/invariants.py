@@ -20,7 +20,7 @@ from flsys_ray.core.ids import round_of
 from flsys_ray.core.types import Assignment, Counted, OptimizerState, Update, Version
 from flsys_ray.errors import Missing
 from flsys_ray.programs.manifest import read_manifest
-from flsys_ray.wire.schemas import VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
 from flsys_ray.wire.tensors import decode_update
 
 LAYOUT = read_manifest(fake_program()).to_layout()

@@ -33,7 +33,8 @@ from flsys_ray.errors import Conflict, FlsysError, Late
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.storage.local import LocalStore
 from flsys_ray.storage.memory import MemoryStore
-from flsys_ray.wire.schemas import AssignmentMessage, CheckInRequest, EvaluationRequest, ModelCandidacy, VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
+from flsys_ray.wire.schemas import AssignmentMessage, CheckInRequest, EvaluationRequest, ModelCandidacy
 from flsys_ray.wire.tensors import encode_update
 
 T = TypeVar("T")

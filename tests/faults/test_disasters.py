@@ -10,7 +10,7 @@ from soak import CHUNK, play_all
 from story import played
 
 from flsys_ray.errors import FlsysError
-from flsys_ray.wire.schemas import VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
 
 RUNS = 1200
 FEW, MANY = 40, 200

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_program import PARAMETERS, tiny_program
 
 from flsys_ray.errors import Forbidden, Unauthenticated
-from flsys_ray.wire.schemas import CheckInRequest, EnrolRequest, InferRequest, PlanRequest
+from flsys_ray.wire.developer_schemas import InferRequest, PlanRequest
+from flsys_ray.wire.schemas import CheckInRequest, EnrolRequest
 from flsys_ray.wire.tensors import encode_update
 
 JSON = {"Content-Type": "application/json"}

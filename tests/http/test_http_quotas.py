@@ -9,7 +9,7 @@ from cloud_world import OPERATOR_KEY, PAIR, World, bearer, exchange, problem
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import QuotaExceeded
 from flsys_ray.wire.answers import error_of
-from flsys_ray.wire.schemas import Quotas
+from flsys_ray.wire.developer_schemas import Quotas
 
 ONE = PAIR | {"pacing": {"cohort": 1, "deadline_s": 60}}
 

@@ -17,7 +17,8 @@ from flsys_ray.core.plan import parse_plan
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import TryLater
 from flsys_ray.storage.local import LocalStore
-from flsys_ray.wire.schemas import AssignmentMessage, ModelInfo
+from flsys_ray.wire.developer_schemas import ModelInfo
+from flsys_ray.wire.schemas import AssignmentMessage
 from flsys_ray.wire.tensors import encode_update
 
 KILLS = 5

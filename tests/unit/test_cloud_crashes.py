@@ -27,7 +27,8 @@ from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.errors import FlsysError, Late, StoreFull, StoreUnavailable
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.storage.memory import MemoryStore
-from flsys_ray.wire.schemas import CheckInRequest, EvaluationRequest, ModelCandidacy, ModelInfo, VersionInfo
+from flsys_ray.wire.developer_schemas import ModelInfo, VersionInfo
+from flsys_ray.wire.schemas import CheckInRequest, EvaluationRequest, ModelCandidacy
 from flsys_ray.wire.tensors import encode_update
 
 NAME, MODEL = "har", "acme/har"

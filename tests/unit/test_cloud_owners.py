@@ -29,7 +29,8 @@ from flsys_ray.errors import AlreadyExists, OwnershipLost, StoreUnavailable
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.storage.memory import MemoryStore
-from flsys_ray.wire.schemas import EvaluationRequest, VersionInfo
+from flsys_ray.wire.developer_schemas import VersionInfo
+from flsys_ray.wire.schemas import EvaluationRequest
 from flsys_ray.wire.tensors import decode_update, encode_update
 
 MODEL = "acme/har"
