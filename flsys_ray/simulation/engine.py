@@ -119,11 +119,12 @@ class Simulation:
     def run(
         self,
         on_round: Callable[[Row], None] = lambda row: None,
-        between: "Callable[[Simulation], None] | None" = None,
+        between: "Callable[[Simulation], bool | None] | None" = None,
     ) -> Outcome:
         """Go on until every model has finished, or the horizon is reached.
 
         `on_round` is called with the row of each round that closes, `between` after it, when no event is half done.
+        If `between` returns true the run ends there ("paused"); another call goes on.
         """
         start, ended = time.perf_counter(), "finished"
         while not all(trainee.coordinator.finished for trainee in self.trainees.values()):
@@ -133,8 +134,9 @@ class Simulation:
                 break
             rows = len(self.state.rows)
             self._step(at, on_round)
-            if between is not None and len(self.state.rows) > rows:
-                between(self)
+            if between is not None and len(self.state.rows) > rows and between(self):
+                ended = "paused"
+                break
         self.settle()
         return replace(self._outcome(), wall_s=time.perf_counter() - start, ended=ended)
 

@@ -61,6 +61,16 @@ def test_a_simulation_that_was_killed_goes_on_to_the_same_bits(name, tmp_path):
         assert facts(resumed.run()) == facts(whole)
 
 
+def test_a_simulation_that_pauses_after_every_round_has_the_same_bits():
+    whole, paused = simulation_of(PLANS["rounds"]).run(), simulation_of(PLANS["rounds"])
+    endings = []
+    while "finished" not in endings:
+        outcome = paused.run(between=lambda _: len(endings) < len(whole.rows) - 1)
+        endings.append(outcome.ended)
+    assert endings == ["paused"] * (len(whole.rows) - 1) + ["finished"]
+    assert facts(outcome) == facts(whole)
+
+
 @pytest.mark.parametrize("name", ["rounds", "buffered", "late updates"])
 def test_a_version_is_what_the_coordinator_makes_of_the_updates_by_hand(name):
     """All that the coordinator was asked, asked again of another one, with the updates of the phone's own program."""
