@@ -116,6 +116,8 @@ def check_fit(plan: TrainingPlan, program: bytes) -> None:
             f"local optimizer {manifest.local_optimizer!r}: compile it with plain 'sgd', or choose another rule",
             ("aggregation",),
         )
+    if plan.augmentation.share > 0:
+        raise PlanInvalid("augmentation.share: this cloud has no shared set of the model", ("augmentation.share",))
     for transform in plan.augmentation.transforms:
         if misfit := transform.misfit(manifest.input_shape, manifest.input_dtype):
             text = f"program {manifest.name!r}: {misfit}: leave it out of augmentation.transforms"

@@ -65,8 +65,9 @@ class LocalTraining(_Section):
 
 
 class Augmentation(_Section):
-    """How a device changes sensor windows before it trains on them: one transform after the other, in each epoch."""
+    """What a device trains on beside its own examples, and how it changes sensor windows in each epoch, in order."""
 
+    share: float = Field(0.0, ge=0, le=1, description="part of the model's shared set that each device mixes in")
     transforms: tuple[Annotated[Any, OneOf(TRANSFORMS, "jitter")], ...] = Field((), max_length=16)
 
 

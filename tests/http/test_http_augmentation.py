@@ -57,7 +57,7 @@ def test_texts_are_refused_by_name_where_plan_and_program_meet(world: World, key
     assert world.put_program(key, program=texts).status_code == 200
     reply = world.http.put("/v1/models/tiny", json={"plan": AUGMENTED}, headers={"Authorization": f"Bearer {key}"})
     assert problem(reply, 422, "plan-invalid")["fields"] == ["augmentation.transforms"]
-    assert world.info(key)["plan"]["augmentation"] == {"transforms": []}
+    assert world.info(key)["plan"]["augmentation"]["transforms"] == []
 
 
 def test_a_transform_that_is_none_is_refused_with_its_place(world: World, key: str):
@@ -90,3 +90,9 @@ def test_real_phones_train_on_changed_windows(world: World, key: str, windowed: 
     assert kinds.count("uploaded") == 6
     assert world.rounds(key)[2]["mean_loss"] < world.rounds(key)[0]["mean_loss"]
     assert [one.verdict for one in replay(world.store, "acme/tiny")] == ["equal"] * 4
+
+
+def test_a_share_of_a_set_that_is_not_there_is_refused(world: World, key: str, windowed: bytes):
+    world.draft(key, plan=PAIR | {"augmentation": {"share": 0.1}})
+    found = problem(world.put_program(key, program=windowed), 422, "plan-invalid")
+    assert found["fields"] == ["augmentation.share"]

@@ -14,6 +14,7 @@ from flsys_ray.augmentation.jitter import Jitter
 from flsys_ray.augmentation.permutation import Permutation
 from flsys_ray.augmentation.rotation import Rotation
 from flsys_ray.augmentation.scaling import Scaling
+from flsys_ray.augmentation.shared import portion_of
 from flsys_ray.augmentation.time_warp import TimeWarp
 from flsys_ray.core.plan import parse_plan, parse_plan_yaml
 from flsys_ray.core.rng import generator
@@ -192,3 +193,26 @@ def test_a_rotation_needs_three_axes():
 def test_a_wrong_transform_is_refused_by_the_plan():
     with pytest.raises(PlanInvalid, match="sigma"):
         parse_plan({"augmentation": {"transforms": [{"name": "jitter", "sigma": 0}]}})
+
+
+# The shared set ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 300), st.floats(0, 1), st.floats(0, 1), seeds, st.text(max_size=5))
+def test_a_portion_is_a_part_of_the_set_and_of_every_larger_portion(count, share, other, seed, device):
+    small, large = (portion_of(count, s, seed=seed, device_id=device) for s in sorted((share, other)))
+    for portion, s in zip((small, large), sorted((share, other)), strict=True):
+        assert (np.diff(portion) > 0).all()
+        assert set(portion.tolist()) <= set(range(count))
+        assert abs(len(portion) - s * count) <= 0.5
+    assert set(small.tolist()) <= set(large.tolist())
+    assert portion_of(count, 1.0, seed=seed, device_id=device).tolist() == list(range(count))
+
+
+def test_portions_are_drawn_evenly_and_differ_between_devices_and_seeds():
+    """Of 2000 devices with a portion of a tenth, each of 50 examples is drawn by about a tenth."""
+    drawn = [portion_of(50, 0.1, seed=3, device_id=str(device)) for device in range(2000)]
+    counts = np.bincount(np.concatenate(drawn), minlength=50)
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(2000 * 0.1 * 0.9)
+    assert len({tuple(portion) for portion in drawn}) > 1900
+    assert portion_of(50, 0.1, seed=4, device_id="0").tolist() != drawn[0].tolist()

@@ -130,7 +130,7 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
         "selection": {"name": "uniform", "open_at_fraction": 0.5},
         "aggregation": {"name": "weighted_mean"},
         "server_optimizer": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0},
-        "augmentation": {"transforms": []},
+        "augmentation": {"share": 0.0, "transforms": []},
         "compression": {"name": "float32"},
         "local": {"epochs": 1, "learning_rate": 0.05, "proximal_mu": 0.0, "max_steps": None},
         "eligibility": {
