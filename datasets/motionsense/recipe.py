@@ -49,12 +49,12 @@ RECIPE = Recipe(
         "Malekzadeh, Clegg, Cavallaro, Haddadi: Mobile Sensor Data Anonymization. "
         "IoTDI 2019, doi 10.1145/3302505.3310068"
     ),
-    version=1,
+    version=2,
     classes={
         "walking": "walking",
         "jogging": "jogging",
-        "upstairs": "stairs",
-        "downstairs": "stairs",
+        "upstairs": "upstairs",
+        "downstairs": "downstairs",
         "sitting": "sitting",
         "standing": "standing",
     },

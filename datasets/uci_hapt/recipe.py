@@ -62,11 +62,11 @@ RECIPE = Recipe(
         "Reyes-Ortiz, Oneto, Sama, Parra, Anguita: Transition-Aware Human Activity Recognition Using Smartphones. "
         "Neurocomputing 171:754-767, 2016"
     ),
-    version=1,
+    version=2,
     classes={
         "walking": "walking",
-        "upstairs": "stairs",
-        "downstairs": "stairs",
+        "upstairs": "upstairs",
+        "downstairs": "downstairs",
         "sitting": "sitting",
         "standing": "standing",
         "lying": "lying",

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from flsys_ray.data.build import prepared_folder
 from flsys_ray.data.folders import data_folder
-from flsys_ray.data.schema import DatasetInfo, Examples, Source, TextsInfo, WindowsInfo, file_sha256, read_info
+from flsys_ray.data.schema import UNIONS, DatasetInfo, Examples, Source, TextsInfo, WindowsInfo, file_sha256, read_info
 from flsys_ray.data.windows import WindowSpec
 from flsys_ray.errors import DataInvalid, NotFound
 from flsys_ray.tokenizer import Tokenizer
@@ -57,17 +57,23 @@ class Dataset(ABC):
     def count(self, user: str) -> int:
         """Return how many examples of these classes a user has."""
         of_user = self.info.counts.get(user, {})
-        return sum(of_user.get(label, 0) for label in self.classes)
+        return sum(of_user.get(label, 0) for name in self.classes for label in self.labels_of(name))
+
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """Return the labels that make up a class: its own, or those of its parts (`schema.UNIONS`); () if none does."""
+        labels = (name,) if name in self.info.classes else UNIONS.get(name, ())
+        return labels if all(label in self.info.classes for label in labels) else ()
 
     def select(self, classes: Sequence[str]) -> Self:
         """Return the same data set with these classes only, indexed in this order. Other examples are left out.
 
         Raises:
-            DataInvalid: a class that it does not have, or one twice.
+            DataInvalid: a class that it does not have, or one twice, or a part beside the whole (upstairs and stairs).
         """
-        if unknown := [c for c in classes if c not in self.info.classes]:
+        if unknown := [c for c in classes if not self.labels_of(c)]:
             raise DataInvalid(f"{self.name} has no class {', '.join(unknown)}; it has {', '.join(self.info.classes)}")
-        if not classes or len(set(classes)) != len(classes):
+        labels = [label for name in classes for label in self.labels_of(name)]
+        if not classes or len(set(labels)) != len(labels):
             raise DataInvalid(f"{self.name}: select at least one class, and each once, not {tuple(classes)}")
         return replace(self, classes=tuple(classes))
 
@@ -88,7 +94,9 @@ class Dataset(ABC):
         if not self.count(user):
             raise NotFound(f"{self.name} has no user {user!r} with these classes; its users are {_some(self.users)}")
         table = self._rows(user)
-        y = pc.index_in(table["label"], value_set=pa.array(self.classes))
+        index = {label: i for i, name in enumerate(self.classes) for label in self.labels_of(name)}
+        place = pc.index_in(table["label"], value_set=pa.array(list(index)))
+        y = pc.take(pa.array(index.values(), pa.int32()), place)
         return self._examples(user, table.append_column("y", y).filter(pc.is_valid(y)))
 
     def _rows(self, user: str) -> pa.Table:
@@ -149,7 +157,8 @@ class TextDataset(Dataset):
     def texts(self, user: str) -> tuple[str, ...]:
         """Return one user's texts, in the order of `examples`."""
         table = self._rows(user)
-        table = table.filter(pc.is_in(table["label"], value_set=pa.array(self.classes)))
+        labels = [label for name in self.classes for label in self.labels_of(name)]
+        table = table.filter(pc.is_in(table["label"], value_set=pa.array(labels)))
         return tuple(table.sort_by("created_s")["text"].to_pylist())
 
     def _rows(self, user: str) -> pa.Table:

@@ -48,6 +48,8 @@ WINDOWS_FILE = "windows.parquet"
 TEXTS_FILE = "texts.parquet"
 INFO_FILE = "dataset.json"
 CANONICAL_CLASSES = ("walking", "jogging", "stairs", "sitting", "standing")
+CLASS_ORDER = ("walking", "jogging", "stairs", "upstairs", "downstairs", "sitting", "standing")
+UNIONS = {"stairs": ("upstairs", "downstairs")}  # classes that a data set with their parts can be read with
 
 Source = Literal["real", "synthetic"]
 Info = TypeVar("Info", bound="DatasetInfo")
@@ -237,7 +239,7 @@ class UserWindows:
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Order class names: the canonical ones first, so that they share indices between data sets, others by name."""
     present = set(names)
-    return tuple(c for c in CANONICAL_CLASSES if c in present) + tuple(sorted(present - set(CANONICAL_CLASSES)))
+    return tuple(c for c in CLASS_ORDER if c in present) + tuple(sorted(present - set(CLASS_ORDER)))
 
 
 def write_dataset(folder: Path, draft: WindowsInfo, users: Iterable[UserWindows]) -> WindowsInfo:

@@ -122,8 +122,22 @@ def test_select_renames_indices_and_leaves_users_out(tmp_path):
             dataset_at(tmp_path).select(wrong)
 
 
+def test_a_class_may_be_the_union_of_its_parts(tmp_path):
+    ways = ("upstairs", "walking", "downstairs")
+    write_dataset(tmp_path, draft(), [walk("a", ways), walk("b", ("upstairs",)), walk("c", ("walking",))])
+    data = dataset_at(tmp_path)
+    stairs, parts = data.select(("walking", "stairs")), data.select(ways)
+    assert (stairs.count("a"), stairs.count("b"), data.select(("stairs",)).users) == (21, 7, ("a", "b"))
+    whole, apart = stairs.examples("a"), parts.examples("a")
+    assert np.array_equal(whole.x, apart.x)
+    assert np.array_equal(whole.y, np.array([1, 0, 1])[apart.y])
+    for wrong in (("stairs", "upstairs"), ("stairs", "jogging")):
+        with pytest.raises(DataInvalid):
+            data.select(wrong)
+
+
 def test_canonical_classes_come_first():
-    assert ordered_classes(["lying", "standing", "walking"]) == ("walking", "standing", "lying")
+    assert ordered_classes(["lying", "upstairs", "standing", "walking"]) == ("walking", "upstairs", "standing", "lying")
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):

@@ -12,8 +12,8 @@ from flsys_ray.data.splits import held_out_part, split_users
 # Users, classes, and the share of users that have each class: from the owners' descriptions.
 REAL = {
     "wisdm2019": (51, ("walking", "jogging", "stairs", "sitting", "standing", "kicking_ball"), 5.0),
-    "uci_hapt": (30, ("walking", "stairs", "sitting", "standing", "lying"), 5.0),
-    "motionsense": (24, ("walking", "jogging", "stairs", "sitting", "standing"), 5.0),
+    "uci_hapt": (30, ("walking", "upstairs", "downstairs", "sitting", "standing", "lying"), 5.0),
+    "motionsense": (24, ("walking", "jogging", "upstairs", "downstairs", "sitting", "standing"), 5.0),
     "geotec_sp": (23, ("walking", "sitting", "sitting_down", "standing_up", "turning"), 1.0),
 }
 

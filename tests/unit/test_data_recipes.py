@@ -48,7 +48,7 @@ def hapt():
         instants, xyz = wave(1200, 50.0)
         files[f"RawData/acc_exp{experiment:02d}_user{user:02d}.txt"] = "".join(f"{x} {y} {z}\n" for x, y, z in xyz)
         files[f"RawData/gyro_exp{experiment:02d}_user{user:02d}.txt"] = "0 0 0\n" * 1200
-        for first, last, activity, label in ((101, 500, 2, "stairs"), (501, 600, 7, None), (701, 1200, 6, "lying")):
+        for first, last, activity, label in ((101, 500, 2, "upstairs"), (501, 600, 7, None), (701, 1200, 6, "lying")):
             labels.append(f"{experiment} {user} {activity} {first} {last}\n")
             if label:
                 rows = slice(first - 1, last)
@@ -61,7 +61,7 @@ def motionsense():
     files, expected = {}, []
     parts = ("attitude.roll", "gravity.x", "gravity.y", "gravity.z", "rotationRate.x")
     parts += tuple(f"userAcceleration.{axis}" for axis in "xyz")
-    for trial, label in (("ups_3", "stairs"), ("wlk_7", "walking")):
+    for trial, label in (("ups_3", "upstairs"), ("wlk_7", "walking")):
         for number in (2, 11):
             instants, own = wave(400, 50.0)
             rows = [f"{i},0.1,0.0,-1.0,0.0,0.5,{x},{y},{z}\n" for i, (x, y, z) in enumerate(own)]
