@@ -16,10 +16,15 @@ import struct
 import threading
 import uuid
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qsl, quote
 
+import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
+
+from flsys_ray.storage.s3 import make_client
+from flsys_ray.storage.s3_place import parse_place
 
 BUCKET = "flsys-test"
 KEY_ID, SECRET = "test-key-id", "test-secret"
@@ -223,3 +228,20 @@ class S3Server:
             self._server.shutdown()
             self._thread.join()
             self._server.server_close()
+
+
+@contextlib.contextmanager
+def s3_with_keys() -> Iterator[S3Server]:
+    """A server that runs, and its keys in the environment."""
+    with pytest.MonkeyPatch.context() as patch, S3Server().running() as server:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@contextlib.contextmanager
+def client_of(server: S3Server, **options: object) -> Iterator[Any]:
+    """A client of a server, with the options of a store's URI."""
+    client = make_client(parse_place(server.uri(**options)))
+    yield client
+    client.close()

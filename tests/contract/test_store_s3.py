@@ -17,11 +17,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import BUCKET, ENVIRONMENT, FAULTS, SECRET, S3Server
+from s3_server import BUCKET, ENVIRONMENT, FAULTS, SECRET, client_of, s3_with_keys
 
 from flsys_ray.cloud import places
 from flsys_ray.errors import AlreadyExists, Changed, InvalidInput, Missing, StoreUnavailable
-from flsys_ray.storage.s3 import S3Store, make_client
+from flsys_ray.storage.s3 import S3Store
 from flsys_ray.storage.s3_place import MIN_PART_BYTES, parse_place
 from flsys_ray.storage.uri import open_store
 
@@ -31,25 +31,21 @@ LARGE = MIN_PART_BYTES + 100  # two parts
 
 @pytest.fixture(scope="module")
 def server():
-    with pytest.MonkeyPatch.context() as patch, S3Server().running() as running:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
+    with s3_with_keys() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    made = make_client(parse_place(server.uri()))
-    yield made
-    made.close()
+    with client_of(server) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def hasty(server):
     """A client that hangs up soon: for answers that never come."""
-    made = make_client(parse_place(server.uri(read_timeout_s=0.5)))
-    yield made
-    made.close()
+    with client_of(server, read_timeout_s=0.5) as made:
+        yield made
 
 
 @pytest.fixture

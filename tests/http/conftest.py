@@ -1,6 +1,7 @@
 """A fresh cloud in memory for every test; the device program in it is compiled once."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from cloud_world import World, open_world
@@ -23,3 +24,13 @@ def world(tiny: CompiledProgram) -> Iterator[World]:
 def key(world: World) -> str:
     """The key of the app `acme`."""
     return world.app()
+
+
+@pytest.fixture(scope="module")
+def shared_phone(tiny: CompiledProgram) -> Iterator[tuple[World, str, str, Any]]:
+    """One cloud for a whole module: the world, an app's key, a device's token, and its assignment."""
+    for world in open_world(tiny.data, PARAMETERS):
+        key = world.app()
+        world.training(key)
+        token = world.device(key, "one")
+        yield world, key, token, world.work(token)

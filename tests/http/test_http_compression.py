@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cloud_fakes import START
 from cloud_world import PAIR, World, bearer, problem
+from real_phones import two_phones_train
 from safetensors.numpy import load
-from served import served
 from tiny_program import PARAMETERS
 
 from flsys_ray.cloud.hosts import LocalHosts
@@ -17,10 +16,6 @@ from flsys_ray.compression.float16 import Float16
 from flsys_ray.compression.int8 import Int8
 from flsys_ray.compression.top_k import TopK
 from flsys_ray.core.rng import generator
-from flsys_ray.device.clock import VirtualClock
-from flsys_ray.device.conditions import FixedConditions
-from flsys_ray.device.configuration import PhoneConfig
-from flsys_ray.device.phone import Phone
 from flsys_ray.wire.tensors import decode_range, encode_compressed, encode_update, max_update_bytes
 
 LOSSY = [Float16(), Int8(block=16), TopK(fraction=0.25)]
@@ -126,32 +121,13 @@ def test_a_plan_with_an_encoding_that_is_none_names_the_field(world: World, key:
 # Real phones -----------------------------------------------------------------------------------------------------
 
 
-def taking_part(folder: Path, config: PhoneConfig, clock: VirtualClock, seed: int) -> Phone:
-    phone = Phone(folder, config, conditions=FixedConditions(), clock=clock)
-    rng = np.random.default_rng(seed)
-    for number in range(60):
-        phone.add_example("tiny", rng.normal(seed, 1, 4).astype(np.float32), seed, at_s=1e9 + 40.0 * number)
-    phone.consent("tiny", granted=True)
-    return phone
-
-
 @every_lossy
 def test_real_phones_train_and_a_replay_gives_the_same_bits(world: World, key: str, tmp_path: Path, encoding: Encoding):
     """Two phones, one killed and made again from its folder before each step."""
     pacing = PAIR["pacing"] | {"over_selection": 1}
     local = {"epochs": 2, "learning_rate": 0.05}
     world.training(key, plan=plan(encoding, pacing=pacing, local=local, stopping={"versions": 3}))
-    with served(world.http.app) as url:
-        config, clock = PhoneConfig(url=url, app_key=key, models=("tiny",), seed=5), VirtualClock(START)
-        phones = [taking_part(tmp_path / str(seed), config, clock, seed) for seed in range(2)]
-        kinds: list[str] = []
-        while world.info(key)["state"] == "training" and len(kinds) < 200:
-            phones[0].close()
-            phones[0] = Phone(tmp_path / "0", config, conditions=FixedConditions(), clock=clock)
-            kinds += [phone.step().kind for phone in phones]
-            clock.wait(0.5)
-        for phone in phones:
-            phone.close()
+    kinds = two_phones_train(world, key, tmp_path)
     assert kinds.count("uploaded") == 6
     bytes_a_round = [closed["update_bytes"] for closed in world.rounds(key)]
     form = sum(part.num_bytes for part in encoding.form(PARAMETERS).values())

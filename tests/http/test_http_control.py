@@ -5,20 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cloud_fakes import START
 from cloud_world import PAIR, World, bearer, problem
+from real_phones import two_phones_train
 from safetensors.numpy import load, save
-from served import served
 from tiny_program import CLASSES, PARAMETERS
 
 import flsys_ray
 from flsys_ray.cloud.replay import replay
-from flsys_ray.device.clock import VirtualClock
-from flsys_ray.device.conditions import FixedConditions
-from flsys_ray.device.configuration import PhoneConfig
 from flsys_ray.device.database import Database
 from flsys_ray.device.journal import Journal
-from flsys_ray.device.phone import Phone
 from flsys_ray.wire.tensors import encode_update, max_update_bytes
 
 SCAFFOLD = PAIR | {"aggregation": {"name": "scaffold", "devices": 4}}
@@ -174,16 +169,6 @@ def test_a_stateful_local_optimizer_is_refused_where_plan_and_program_meet(world
 # Real phones -----------------------------------------------------------------------------------------------------
 
 
-def taking_part(folder: Path, config: PhoneConfig, clock: VirtualClock, seed: int) -> Phone:
-    """Return a phone whose examples are mostly of one class, another one for each seed."""
-    phone = Phone(folder, config, conditions=FixedConditions(), clock=clock)
-    rng = np.random.default_rng(seed)
-    for number in range(60):
-        phone.add_example("tiny", rng.normal(seed, 1, 4).astype(np.float32), seed, at_s=1e9 + 40.0 * number)
-    phone.consent("tiny", granted=True)
-    return phone
-
-
 def test_real_phones_train_with_controls_and_a_replay_gives_the_same_bits(world: World, key: str, tmp_path: Path):
     """Two phones, one killed and made again from its folder before each step; c is the mean of their controls."""
     plan = SCAFFOLD | {
@@ -193,17 +178,7 @@ def test_real_phones_train_with_controls_and_a_replay_gives_the_same_bits(world:
         "stopping": {"versions": 3},
     }
     world.training(key, plan=plan)
-    with served(world.http.app) as url:
-        config, clock = PhoneConfig(url=url, app_key=key, models=("tiny",), seed=5), VirtualClock(START)
-        phones = [taking_part(tmp_path / str(seed), config, clock, seed) for seed in range(2)]
-        kinds: list[str] = []
-        while world.info(key)["state"] == "training" and len(kinds) < 200:
-            phones[0].close()
-            phones[0] = Phone(tmp_path / "0", config, conditions=FixedConditions(), clock=clock)
-            kinds += [phone.step().kind for phone in phones]
-            clock.wait(0.5)
-        for phone in phones:
-            phone.close()
+    kinds = two_phones_train(world, key, tmp_path)
     assert kinds.count("uploaded") == 6
     own = [own_control(tmp_path / str(seed)) for seed in range(2)]
     digest = world.manifest(key, 3)["control_sha256"]

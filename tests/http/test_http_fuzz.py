@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from cloud_world import PAIR, World, bearer, open_world
+from cloud_world import PAIR, World, bearer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny_program import PARAMETERS, tiny_program
+from tiny_program import PARAMETERS
 
 from flsys_ray.errors import Forbidden, Unauthenticated
 from flsys_ray.wire.developer_schemas import InferRequest, PlanRequest
@@ -18,16 +18,6 @@ from flsys_ray.wire.tensors import encode_update
 
 JSON = {"Content-Type": "application/json"}
 few = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-@pytest.fixture(scope="module")
-def phone():
-    """One cloud for all examples: a model that trains, a device, its assignment."""
-    for world in open_world(tiny_program().data, PARAMETERS):
-        key = world.app()
-        world.training(key)
-        token = world.device(key, "one")
-        yield world, key, token, world.work(token)
 
 
 def refused(world: World, reply, *allowed: int) -> None:
@@ -69,8 +59,8 @@ header = st.recursive(leaf, lambda inner: st.lists(inner, max_size=3) | st.dicti
 @example(b"")
 @example(GENUINE[:-4])
 @few
-def test_no_bytes_that_are_uploaded_are_an_error_of_ours(phone, body):
-    world, key, token, _ = phone
+def test_no_bytes_that_are_uploaded_are_an_error_of_ours(shared_phone, body):
+    world, key, token, _ = shared_phone
     work = world.work(token)
     reply = world.upload(token, work, body)
     refused(world, reply, 200)
@@ -111,16 +101,16 @@ def words(message: type) -> list[str]:
 
 @given(near(CheckInRequest) | st.binary(max_size=50))
 @few
-def test_no_check_in_is_an_error_of_ours(phone, body):
-    world, _, token, _ = phone
+def test_no_check_in_is_an_error_of_ours(shared_phone, body):
+    world, _, token, _ = shared_phone
     content = body if isinstance(body, bytes) else json.dumps(body)
     refused(world, world.http.post("/v1/checkins", content=content, headers=bearer(token) | JSON), 200)
 
 
 @given(near(PlanRequest))
 @few
-def test_no_plan_is_an_error_of_ours(phone, body):
-    world, key, _, _ = phone
+def test_no_plan_is_an_error_of_ours(shared_phone, body):
+    world, key, _, _ = shared_phone
     reply = world.http.put("/v1/models/fuzzed", content=json.dumps(body), headers=bearer(key) | JSON)
     refused(world, reply, 200, 201)
     if reply.status_code < 300:
@@ -132,16 +122,16 @@ def test_no_plan_is_an_error_of_ours(phone, body):
     | st.fixed_dictionaries({"instances": st.lists(st.lists(st.floats(), min_size=4, max_size=4), max_size=2)})
 )
 @few
-def test_no_example_to_infer_is_an_error_of_ours(phone, body):
-    world, key, _, _ = phone
+def test_no_example_to_infer_is_an_error_of_ours(shared_phone, body):
+    world, key, _, _ = shared_phone
     reply = world.http.post("/v1/models/tiny/infer", content=json.dumps(body), headers=bearer(key) | JSON)
     refused(world, reply, 200)
 
 
 @given(st.dictionaries(st.sampled_from(("loss_sum", "correct", "count", "x")), anything, max_size=4))
 @few
-def test_no_evaluation_is_an_error_of_ours(phone, body):
-    world, _, token, work = phone
+def test_no_evaluation_is_an_error_of_ours(shared_phone, body):
+    world, _, token, work = shared_phone
     path = f"/v1/assignments/{work['assignment_id']}/evaluation"
     reply = world.http.put(path, content=json.dumps(body), headers=bearer(token, work["token"]) | JSON)
     refused(world, reply, 200)
@@ -154,8 +144,8 @@ def test_no_evaluation_is_an_error_of_ours(phone, body):
     st.text(string.printable.strip(), max_size=60),
 )
 @few
-def test_no_path_or_credential_is_an_error_of_ours(phone, method, segments, secret, ticket):
-    world, _, _, _ = phone
+def test_no_path_or_credential_is_an_error_of_ours(shared_phone, method, segments, secret, ticket):
+    world, _, _, _ = shared_phone
     headers = bearer(secret, ticket) | {"Range": ticket, "If-None-Match": secret}
     for start in ("/v1/models/", "/v1/assignments/", "/v1/"):
         reply = world.http.request(method, start + quote("/".join(segments), safe="/%"), headers=headers)
@@ -164,17 +154,17 @@ def test_no_path_or_credential_is_an_error_of_ours(phone, method, segments, secr
 
 @given(near(EnrolRequest) | st.binary(max_size=50))
 @few
-def test_no_enrolment_is_an_error_of_ours(phone, body):
-    world, key, _, _ = phone
+def test_no_enrolment_is_an_error_of_ours(shared_phone, body):
+    world, key, _, _ = shared_phone
     content = body if isinstance(body, bytes) else json.dumps(body)
     refused(world, world.http.post("/v1/devices", content=content, headers=bearer(key) | JSON), 201)
 
 
 @given(st.data(), st.sampled_from(("device", "assignment", "app", "enrol", "nonce")))
 @settings(few, max_examples=400)
-def test_no_credential_with_other_bytes_is_taken(phone, data, kind):
+def test_no_credential_with_other_bytes_is_taken(shared_phone, data, kind):
     """Any bytes changed, left out or put in: none of it is the credential any more."""
-    world, key, token, work = phone
+    world, key, token, work = shared_phone
     credentials = world.cloud.credentials
     genuine = {
         "device": token,
@@ -210,8 +200,8 @@ def test_no_credential_with_other_bytes_is_taken(phone, data, kind):
         checks[kind]()
 
 
-def test_after_all_that_the_cloud_still_trains(phone):
-    world, key, _, _ = phone
+def test_after_all_that_the_cloud_still_trains(shared_phone):
+    world, key, _, _ = shared_phone
     world.draft(key, plan=PAIR)
     version = world.info(key)["version"]
     world.clock.advance(61)

@@ -4,11 +4,11 @@ import contextlib
 import time
 
 import pytest
-from cloud_world import PAIR, World, bearer, open_world, problem
+from cloud_world import PAIR, World, bearer, problem
 from hostile import plans, tensors, tokens, yaml_bombs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_program import PARAMETERS, tiny_program
+from tiny_program import PARAMETERS
 
 from flsys_ray.core.plan import parse_plan_yaml
 from flsys_ray.errors import PlanInvalid
@@ -17,21 +17,11 @@ QUICK_S = 5.0
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def phone():
-    """One cloud for all payloads: a model that trains, a device, its assignment."""
-    for world in open_world(tiny_program().data, PARAMETERS):
-        key = world.app()
-        world.training(key)
-        token = world.device(key, "one")
-        yield world, key, token, world.work(token)
-
-
 @pytest.mark.parametrize(
     ("case", "body"), [*tensors(PARAMETERS)], ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_hostile_tensor_is_refused(phone, case, body):
-    world, key, token, work = phone
+def test_a_hostile_tensor_is_refused(shared_phone, case, body):
+    world, key, token, work = shared_phone
     began = time.monotonic()
     reply = world.upload(token, work, body)
     assert time.monotonic() - began < QUICK_S
@@ -43,8 +33,8 @@ def test_a_hostile_tensor_is_refused(phone, case, body):
     assert (counters["counted"], counters["pending"]) == (0, 1)
 
 
-def test_no_hostile_token_opens_anything(phone):
-    world, key, token, work = phone
+def test_no_hostile_token_opens_anything(shared_phone):
+    world, key, token, work = shared_phone
     kid, signing = world.cloud.credentials.keys.signer(world.clock())
     others = {"assignment": work["token"], "app": key, "nonce": world.cloud.credentials.nonce("acme", world.clock())}
     tried = 0
@@ -64,8 +54,8 @@ def test_no_hostile_token_opens_anything(phone):
 
 
 @pytest.mark.parametrize(("case", "text"), [*plans()], ids=lambda value: str(value)[:40])
-def test_a_hostile_plan_is_refused_or_harmless(phone, case, text):
-    world, key, _, _ = phone
+def test_a_hostile_plan_is_refused_or_harmless(shared_phone, case, text):
+    world, key, _, _ = shared_phone
     began = time.monotonic()
     body = ('{"plan": ' + text + "}").encode("utf-8", "surrogatepass")
     reply = world.http.put("/v1/models/hostile", content=body, headers=bearer(key) | JSON)
@@ -101,9 +91,9 @@ CLIMBING = st.sampled_from((
 
 @given(st.sampled_from(("GET", "PUT", "POST", "DELETE")), st.sampled_from(ROUTES), CLIMBING, CLIMBING)
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
-def test_no_name_climbs_out_of_its_place(phone, method, route, one, two):
+def test_no_name_climbs_out_of_its_place(shared_phone, method, route, one, two):
     """No call with such a name reads or writes anything, whoever makes it."""
-    world, key, token, work = phone
+    world, key, token, work = shared_phone
     before = sorted(world.store.list(""))
     for secret in (key, token):
         reply = world.http.request(method, route.format(one, two), headers=bearer(secret, work["token"]), json={})
@@ -111,9 +101,9 @@ def test_no_name_climbs_out_of_its_place(phone, method, route, one, two):
     assert sorted(world.store.list("")) == before
 
 
-def test_after_all_that_the_cloud_still_trains(phone):
+def test_after_all_that_the_cloud_still_trains(shared_phone):
     world: World
-    world, key, token, work = phone
+    world, key, token, work = shared_phone
     assert world.upload(token, work).status_code == 200
     world.draft(key, plan=PAIR)
     world.commit(key, "two")

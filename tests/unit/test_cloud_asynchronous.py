@@ -5,16 +5,25 @@ plan under which any update may count in several rounds.
 """
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from cloud_fakes import SIZE, Clock, Crash, FaultyStore, fake_initial, fake_program
+from cloud_fakes import SIZE, Clock, FaultyStore, fake_initial, fake_program
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from test_cloud_crashes import MODEL, NAME, READS, WRITES, Play, every, faults, manifests, what_lasts
+from test_cloud_crashes import (
+    MODEL,
+    NAME,
+    READS,
+    WRITES,
+    Play,
+    manifests,
+    played_among_deaths,
+    struck_at_each,
+    what_lasts,
+)
 from test_cloud_owners import STEP, Rivals, body_of, upload
 
 from flsys_ray.cloud import places
@@ -26,7 +35,6 @@ from flsys_ray.cloud.replay import replay
 from flsys_ray.cloud.versions import load_parameters, sha256
 from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected
-from flsys_ray.errors import StoreUnavailable
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.storage.memory import MemoryStore
 
@@ -144,38 +152,14 @@ def test_the_sessions_are_what_the_tests_below_take_them_for(undisturbed):
 )
 def test_a_fault_at_any_call_of_the_store_changes_nothing_that_lasts(undisturbed, runner, kind, when, verbs):
     session, calls, expected = undisturbed
-    struck = 0
-    for at in every(calls, verbs):
-        store, inner = faults(kind, when, at)
-        try:
-            play = Play(store, runner)
-            session(play)
-        except (Crash, StoreUnavailable):
-            assert at == 0
-            continue
-        struck += 1
-        try:
-            check(play, inner, expected)
-        except AssertionError as error:
-            raise AssertionError(f"{kind} {when} call {at}: {calls[at]}") from error
-    assert struck > 20
+    assert struck_at_each(calls, (kind, when, verbs), runner, session, lambda *end: check(*end, expected)) > 20
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(50))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, seed):
     session, _, expected = undisturbed
-    inner = MemoryStore()
-    store, chance, play = FaultyStore(inner), random.Random(seed), None
-
-    def strike(verb: str, key: str) -> None:
-        if chance.random() < 0.03 and play is not None:
-            raise Crash
-
-    store.before = store.after = strike
-    play = Play(store, runner, patience=500)
-    session(play)
+    play, inner = played_among_deaths(seed, runner, session)
     assert play.deaths > 2
-    store.before = store.after = lambda verb, key: None
     check(play, inner, expected)
 
 

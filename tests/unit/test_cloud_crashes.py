@@ -261,6 +261,47 @@ def every(calls: list[tuple[str, str]], verbs: tuple[str, ...]) -> Iterator[int]
     return (at for at, (verb, _) in enumerate(calls) if verb in verbs)
 
 
+def struck_at_each(
+    calls: list[tuple[str, str]],
+    fault: tuple[str, str, tuple[str, ...]],
+    runner: asyncio.Runner,
+    session: Callable[[Play], None],
+    check: Callable[[Play, ObjectStore], None],
+) -> int:
+    """Play a session once for each of its calls, with a fault (kind, when, verbs) there; return how many struck."""
+    kind, when, verbs = fault
+    struck = 0
+    for at in every(calls, verbs):
+        store, inner = faults(kind, when, at)
+        try:
+            play = Play(store, runner)
+            session(play)
+        except (Crash, StoreUnavailable):  # in the constructor: the process did not even start
+            assert at == 0
+            continue
+        struck += 1
+        try:
+            check(play, inner)
+        except AssertionError as error:
+            raise AssertionError(f"{kind} {when} call {at}: {calls[at]}") from error
+    return struck
+
+
+def played_among_deaths(seed: int, runner: asyncio.Runner, session: Callable[[Play], None]) -> tuple[Play, ObjectStore]:
+    """Play a session of which every call of the store, those of a restart too, kills with 4 in 100."""
+    store, chance, play = FaultyStore(MemoryStore()), random.Random(seed), None
+
+    def strike(verb: str, key: str) -> None:
+        if chance.random() < 0.04 and play is not None:
+            raise Crash
+
+    store.before = store.after = strike
+    play = Play(store, runner, patience=50)
+    session(play)
+    store.before = store.after = lambda verb, key: None
+    return play, store.inner
+
+
 @pytest.mark.parametrize(
     ("kind", "when", "verbs"),
     [
@@ -275,21 +316,7 @@ def every(calls: list[tuple[str, str]], verbs: tuple[str, ...]) -> Iterator[int]
 )
 def test_a_fault_at_any_call_of_the_store_changes_nothing_that_lasts(undisturbed, runner, kind, when, verbs):
     calls, expected = undisturbed
-    struck = 0
-    for at in every(calls, verbs):
-        store, inner = faults(kind, when, at)
-        try:
-            play = Play(store, runner)
-            session(play)
-        except (Crash, StoreUnavailable):  # in the constructor: the process did not even start
-            assert at == 0
-            continue
-        struck += 1
-        try:
-            check(play, inner, expected)
-        except AssertionError as error:
-            raise AssertionError(f"{kind} {when} call {at}: {calls[at]}") from error
-    assert struck > 30
+    assert struck_at_each(calls, (kind, when, verbs), runner, session, lambda *end: check(*end, expected)) > 30
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -317,22 +344,9 @@ def test_nothing_in_the_store_is_ever_replaced(undisturbed):
 
 @pytest.mark.parametrize("seed", range(220))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, seed):
-    """Every call may kill, the calls of a restart too."""
     _, expected = undisturbed
-    inner = MemoryStore()
-    store = FaultyStore(inner)
-    chance = random.Random(seed)
-
-    def strike(verb: str, key: str) -> None:
-        if chance.random() < 0.04 and play is not None:
-            raise Crash
-
-    play = None
-    store.before = store.after = strike
-    play = Play(store, runner, patience=50)
-    session(play)
+    play, inner = played_among_deaths(seed, runner, session)
     assert play.deaths > 5
-    store.before = store.after = lambda verb, key: None
     check(play, inner, expected)
 
 

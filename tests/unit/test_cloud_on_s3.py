@@ -4,11 +4,11 @@ import random
 
 import pytest
 from cloud_fakes import Crash, FaultyStore
-from s3_server import ENVIRONMENT, FAULTS, S3Server
+from s3_server import FAULTS, client_of, s3_with_keys
 from test_cloud_crashes import Play, check, runner, session, undisturbed, what_lasts  # noqa: F401 - two are fixtures
 
 from flsys_ray.errors import StoreUnavailable
-from flsys_ray.storage.s3 import S3Store, make_client
+from flsys_ray.storage.s3 import S3Store
 from flsys_ray.storage.s3_place import parse_place
 
 QUICK = [fault for fault in FAULTS if "late" not in fault]
@@ -28,17 +28,14 @@ class PatientPlay(Play):
 
 @pytest.fixture(scope="module")
 def server():
-    with pytest.MonkeyPatch.context() as patch, S3Server().running() as running:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
+    with s3_with_keys() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    made = make_client(parse_place(server.uri()))
-    yield made
-    made.close()
+    with client_of(server) as made:
+        yield made
 
 
 def test_the_session_on_s3_leaves_the_same_bits_as_in_memory(server, client, undisturbed, runner):  # noqa: F811
