@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.keys import FRESH_S, KEEP_S
-from flsys_ray.errors import AlreadyExists, Changed, Conflict, Missing
-from flsys_ray.storage.base import ObjectStore, check_key
+from flsys_ray.errors import Conflict, Missing
+from flsys_ray.storage.base import ObjectStore, check_key, exchange
 
 KEPT_APPS = 10_000
 MAX_REVOKED = 10_000
@@ -102,13 +102,10 @@ class Revocations:
             new = changed(revoked)
             if new == revoked:
                 return new
-            body = new.model_dump_json().encode()
-            try:
-                etag = self._store.swap(key, body, etag) if etag else self._store.put_new(key, body)
-            except (AlreadyExists, Changed):
-                continue
-            self._keep(app_id, _Known(new, etag, now))
-            return new
+            made = exchange(self._store, key, new.model_dump_json().encode(), etag)
+            if made is not None:
+                self._keep(app_id, _Known(new, made, now))
+                return new
 
     def _look(self, app_id: str, now: float) -> _Known:
         key, known = check_key(places.revoked(app_id)), self._known.get(app_id)
@@ -159,12 +156,5 @@ class DeviceRecords:
 
     def write(self, app_id: str, device_id: str, record: DeviceRecord, etag: str) -> bool:
         """Make a record, or replace the one that was read. Returns whether nobody else did meanwhile."""
-        key, body = check_key(places.device(app_id, device_id)), record.model_dump_json().encode()
-        try:
-            if etag:
-                self._store.swap(key, body, etag)
-            else:
-                self._store.put_new(key, body)
-        except (AlreadyExists, Changed):
-            return False
-        return True
+        key = check_key(places.device(app_id, device_id))
+        return exchange(self._store, key, record.model_dump_json().encode(), etag) is not None

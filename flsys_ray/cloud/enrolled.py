@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict
 
 from flsys_ray.cloud import places
-from flsys_ray.errors import AlreadyExists, Changed, Missing, QuotaExceeded
-from flsys_ray.storage.base import ObjectStore, check_key
+from flsys_ray.errors import Missing, QuotaExceeded
+from flsys_ray.storage.base import ObjectStore, check_key, exchange
 from flsys_ray.wire.developer_schemas import Quotas
 
 FULL_RETRY_S = 3600.0
@@ -52,15 +52,7 @@ class EnrolledDevices:
             found, etag = _Enrolled.model_validate_json(present.body), present.etag
         except Missing:
             found, etag = _Enrolled(), ""
-        body = change(found).model_dump_json().encode()
-        try:
-            if etag:
-                self._store.swap(key, body, etag)
-            else:
-                self._store.put_new(key, body)
-        except (AlreadyExists, Changed):
-            return False
-        return True
+        return exchange(self._store, key, change(found).model_dump_json().encode(), etag) is not None
 
 
 def _one_more(app_id: str, found: _Enrolled, quotas: Quotas, now: float) -> _Enrolled:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from flsys_ray.cloud import places, tokens
-from flsys_ray.errors import AlreadyExists, Changed, Conflict, Missing, NotFound
-from flsys_ray.storage.base import ObjectStore
+from flsys_ray.errors import AlreadyExists, Conflict, Missing, NotFound
+from flsys_ray.storage.base import ObjectStore, exchange
 
 FRESH_S = 2.0
 AGAIN_S = 1.0
@@ -142,22 +142,15 @@ class SigningKeys:
         while True:
             ring, etag = self._read()
             new = changed(ring)
-            body = new.model_dump_json().encode()
-            try:
-                if etag is None:
-                    self._store.put_new(places.SIGNING_KEYS, body)
-                else:
-                    self._store.swap(places.SIGNING_KEYS, body, etag)
-            except (AlreadyExists, Changed):
-                continue
-            self._use(new, now)
-            return [life for life in _lives(new.keys) if _verifies(life, now)]
+            if exchange(self._store, places.SIGNING_KEYS, new.model_dump_json().encode(), etag) is not None:
+                self._use(new, now)
+                return [life for life in _lives(new.keys) if _verifies(life, now)]
 
-    def _read(self) -> tuple[_Ring, str | None]:
+    def _read(self) -> tuple[_Ring, str]:
         try:
             found = self._store.get(places.SIGNING_KEYS)
         except Missing:
-            return _Ring(), None
+            return _Ring(), ""
         return _Ring.model_validate_json(found.body), found.etag
 
     def _use(self, ring: _Ring, read_at: float, now: float | None = None) -> None:

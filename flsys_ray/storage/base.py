@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flsys_ray.errors import AlreadyExists, InvalidInput
+from flsys_ray.errors import AlreadyExists, Changed, InvalidInput
 
 MAX_KEY_LENGTH = 512
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,126}")
@@ -87,6 +87,14 @@ def put_same(store: ObjectStore, key: str, body: bytes) -> bool:
             raise
         return False
     return True
+
+
+def exchange(store: ObjectStore, key: str, body: bytes, etag: str) -> str | None:
+    """Replace the object of this etag; with "" make it. Returns the new etag, or None where another was faster."""
+    try:
+        return store.swap(key, body, etag) if etag else store.put_new(key, body)
+    except (AlreadyExists, Changed):
+        return None
 
 
 def last_key(store: ObjectStore, prefix: str) -> str | None:
