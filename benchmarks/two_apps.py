@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flsys_ray.commands.builtin import compile_builtin
+from flsys_ray.builtin import compile_builtin
 from flsys_ray.commands.demo_apps import FITNESS, KEYBOARD, Part, Training, opened, plan_line, plan_of
 from flsys_ray.commands.demo_cloud import create_apps, own_cloud
 from flsys_ray.commands.fleets import Watch

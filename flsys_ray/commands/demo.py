@@ -74,7 +74,7 @@ def _run(
     quiet: bool,
 ) -> "tuple[int, Sequence[Outcome]]":
     """Return how many phones there were, and what came of each model."""
-    from flsys_ray.commands.builtin import compile_builtin
+    from flsys_ray.builtin import compile_builtin
     from flsys_ray.commands.demo_apps import FITNESS, KEYBOARD, Training, opened, plan_of
     from flsys_ray.commands.demo_cloud import create_apps, own_cloud
 

@@ -249,7 +249,7 @@ def _plan(file: Path | None, builtin: str | None) -> TrainingPlan:
 
 
 def _compiled(builtin: str, classes: str | None) -> bytes:
-    from flsys_ray.commands.builtin import compile_builtin
+    from flsys_ray.builtin import compile_builtin
 
     with console.status(f"compiling {builtin} (loads TensorFlow)"):
         return compile_builtin(builtin, split_names(classes) if classes else None)

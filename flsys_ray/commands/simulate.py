@@ -1,6 +1,5 @@
 """`flsys simulate`: models train on emulated devices in virtual time."""
 
-import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flsys_ray.commands.options import console, print_json
-from flsys_ray.errors import InvalidInput, NotFound
+from flsys_ray.errors import InvalidInput
 
 if TYPE_CHECKING:
     from flsys_ray.simulation.engine import SimulatedModel
     from flsys_ray.simulation.executors import Executor
-    from flsys_ray.simulation.population import Pool
+    from flsys_ray.simulation.experiment import Experiment
     from flsys_ray.simulation.results import Row
+    from flsys_ray.simulation.traces import Traces
     from flsys_ray.simulation.training import TrainerSpec
-
-BUILTIN_OF_FORM = {"windows": "har-wild", "texts": "sentiment"}
 
 
 def simulate(
@@ -43,14 +41,16 @@ def simulate(
     """Train on emulated devices in virtual time. Same seed, same result, for any executor and number of workers."""
     from flsys_ray.simulation.checkpoint import Checkpoints
     from flsys_ray.simulation.engine import Simulation, Terms
+    from flsys_ray.simulation.experiment import prepare
     from flsys_ray.simulation.results import write_rows, write_summary
 
     if resume and out is None:
         raise InvalidInput("--resume needs --out, the folder with the checkpoint")
-    models, specs = _models(plans, data, builtin or [], (rounds, seed, devices, examples, trainer))
-    fleet = _traces(traces, ideal=ideal, models=models, seed=seed)
+    models, specs = prepare(_experiments(plans, data, builtin or [], (rounds, seed, devices, examples, trainer)))
+    used_seed = models[0].plan.seed
+    fleet = _traces(traces, models, used_seed, ideal=ideal)
     terms = Terms(
-        seed=models[0].plan.seed if seed is None else seed,
+        seed=used_seed,
         check_in_every_s=check_in_every_s,
         evaluate_every=evaluate_every,
     )
@@ -79,71 +79,42 @@ def simulate(
         _report(outcome.summary(), outcome.rows)
 
 
-def build_builtin(name: str, classes: tuple[str, ...]) -> Any:
-    """Return the Keras model of a built-in one."""
-    from flsys_ray.models import get
-
-    return get(name).build(classes)
-
-
-def _models(
+def _experiments(
     plans: list[Path], data: list[str], builtins: list[str], settings: tuple[Any, ...]
-) -> tuple[list["SimulatedModel"], dict[str, "TrainerSpec"]]:
-    """Return the models, and how each is trained."""
-    from flsys_ray.commands.builtin import compile_builtin
+) -> list["Experiment"]:
+    """Return the models that are to be trained."""
     from flsys_ray.core.plan import parse_plan_yaml
-    from flsys_ray.simulation.engine import SimulatedModel
-    from flsys_ray.simulation.population import Population
-    from flsys_ray.simulation.training import TrainerSpec, group_size_of
+    from flsys_ray.data.dataset import open_dataset
+    from flsys_ray.simulation.experiment import Experiment, builtin, builtin_for, ended
 
     rounds, seed, devices, examples, trainer = settings
     if len(data) not in (1, len(plans)) or len(builtins) not in (0, 1, len(plans)):
         raise InvalidInput(f"{len(plans)} plans: give --data (and --builtin, if at all) once, or once for each")
-    models, specs = [], {}
+    found: list[Experiment] = []
     for number, path in enumerate(plans):
-        plan = parse_plan_yaml(path.read_text())
-        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
-        if rounds is not None:
-            changes["stopping"] = plan.stopping.model_copy(update={"versions": rounds})
-        plan = plan.model_copy(update=changes)
-        source = data[number] if len(data) > 1 else data[0]
-        builtin = builtins[min(number, len(builtins) - 1)] if builtins else _builtin_for(source)
-        program = compile_builtin(builtin)
-        pool, classes = _pool(source, program, plan.seed)
-        population = Population(pool, devices or len(pool.users), plan.seed, examples)
-        name = builtin if builtin not in specs else f"{builtin}-{number + 1}"
-        models.append(SimulatedModel(name, plan, program, population))
-        build = functools.partial(build_builtin, builtin, classes)
-        size = group_size_of(plan)
-        specs[name] = TrainerSpec(trainer, program, build, plan.local, size, pool.training, pool.held_out)
-    return models, specs
+        dataset = open_dataset(data[number] if len(data) > 1 else data[0])
+        name = builtins[min(number, len(builtins) - 1)] if builtins else builtin_for(dataset)
+        called = name if name not in {one.name for one in found} else f"{name}-{number + 1}"
+        plan = ended(parse_plan_yaml(path.read_text()), rounds, seed)
+        found.append(
+            Experiment(
+                builtin(name),
+                plan,
+                dataset,
+                devices=devices,
+                examples_per_device=examples,
+                trainer=trainer,
+                name=called,
+            )
+        )
+    return found
 
 
-def _builtin_for(data: str) -> str:
-    from flsys_ray.data.dataset import open_dataset
+def _traces(path: Path | None, models: list["SimulatedModel"], seed: int, *, ideal: bool) -> "Traces":
+    from flsys_ray.simulation.experiment import fleet_for
+    from flsys_ray.simulation.traces import read_traces
 
-    form = open_dataset(data).info.form
-    if form not in BUILTIN_OF_FORM:
-        raise NotFound(f"{data}: no built-in model takes {form}: name one with --builtin")
-    return BUILTIN_OF_FORM[form]
-
-
-def _pool(data: str, program: bytes, seed: int) -> tuple["Pool", tuple[str, ...]]:
-    from flsys_ray.data.dataset import open_dataset
-    from flsys_ray.programs.manifest import read_manifest, read_tokenizer
-    from flsys_ray.simulation.population import pool_of
-
-    classes = read_manifest(program).classes
-    return pool_of(open_dataset(data).fit(classes, read_tokenizer(program)), seed), classes
-
-
-def _traces(path: Path | None, *, ideal: bool, models: list["SimulatedModel"], seed: int | None) -> Any:
-    from flsys_ray.simulation.traces import always_there, read_traces, synthetic_traces
-
-    if path is not None:
-        return read_traces(path)
-    count = max(model.population.devices for model in models)
-    return always_there(count) if ideal else synthetic_traces(count, models[0].plan.seed if seed is None else seed)
+    return read_traces(path) if path is not None else fleet_for(models, seed, ideal=ideal)
 
 
 def _executor(name: str, specs: dict[str, "TrainerSpec"], workers: int) -> "Executor":

@@ -296,6 +296,7 @@ class Simulation:
             trainings=state.trained,
             versions={name: trainee.coordinator.version.number for name, trainee in self.trainees.items()},
             digests={name: trainee.digest() for name, trainee in self.trainees.items()},
+            parameters={name: trainee.coordinator.version.parameters for name, trainee in self.trainees.items()},
         )
 
 

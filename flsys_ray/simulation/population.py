@@ -57,18 +57,51 @@ class Population:
         return count if self.examples_per_device is None else min(count, self.examples_per_device)
 
 
-def pool_of(dataset: Dataset, seed: int) -> Pool:
-    """Read a data set: a fifth of the users is held out, and of the others the part that their phones hold out.
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which users devices belong to, and which others judge."""
+
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        users: Sequence[str],
+        seed: int,
+        *,
+        held_out: Sequence[str] | None = None,
+        training: Sequence[str] | None = None,
+    ) -> "Split":
+        """Return the split of some users: those that are named, or a fifth held out, and all others training.
+
+        Raises:
+            DataInvalid: fewer than two users, a name that is not among them, one twice, or a part without a user.
+        """
+        judged = tuple(held_out) if held_out is not None else None
+        if judged is None:
+            judged = split_users(sorted(set(users) - set(training or ())), HELD_OUT_USERS, seed)[1]
+        trained = tuple(training) if training is not None else tuple(user for user in users if user not in judged)
+        named = trained + judged
+        if unknown := sorted(set(named) - set(users)):
+            raise DataInvalid(f"split: no users {', '.join(unknown)} with these classes")
+        if len(set(named)) != len(named) or not trained or not judged:
+            raise DataInvalid("split: each user trains or is held out, once, and there is one of each kind")
+        return cls(trained, judged)
+
+
+def pool_of(dataset: Dataset, split: Split, own_part: float, seed: int) -> Pool:
+    """Read a data set: of users that train, what their devices do not hold out (`own_part` of it; 0: nothing).
 
     Raises:
-        DataInvalid: fewer than two users.
-        DataLeak: examples of both parts overlap.
+        DataInvalid: a part that is not in [0, 1), or no user with an example to train on.
+        DataLeak: examples of both parts of the split overlap.
     """
-    training, held_out = split_users(dataset.users, HELD_OUT_USERS, seed)
-    parts = [held_out_part(dataset.examples(user), HELD_OUT_PART, seed)[0] for user in training]
-    judged = [dataset.examples(user) for user in held_out]
+    own = [dataset.examples(user) for user in split.training]
+    parts = own if own_part == 0 else [held_out_part(one, own_part, seed)[0] for one in own]
+    judged = [dataset.examples(user) for user in split.held_out]
     check_no_leak({"training": parts, "held out": judged})
-    kept = [(user, part.x, part.y) for user, part in zip(training, parts, strict=True) if len(part)]
+    kept = [(part.user, part.x, part.y) for part in parts if len(part)]
     return make_pool(kept, Examples(np.concatenate([p.x for p in judged]), np.concatenate([p.y for p in judged])))
 
 

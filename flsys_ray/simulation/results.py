@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from flsys_ray.core.layout import Vector
 from flsys_ray.simulation.training import Answers
 
 
@@ -80,7 +81,10 @@ def scores(answers: Answers, truth: NDArray[np.int32]) -> tuple[float, float, fl
 
 @dataclass(slots=True)
 class Outcome:
-    """What a simulation gave. `versions` are each model's last one; `digests` their hash (sha256 of the float32)."""
+    """What a simulation gave.
+
+    `versions` are each model's last one, `digests` their hash (sha256 of the float32), `parameters` [P] their values.
+    """
 
     rows: list[Row]
     seed: int
@@ -92,10 +96,11 @@ class Outcome:
     wall_s: float = 0.0
     ended: str = "finished"
     settings: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Vector] = field(default_factory=dict, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Return plain data: everything but the rows, and the last row that was evaluated of each model."""
-        made = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        """Return plain data: everything but rows and parameters, and the last row that was evaluated of each model."""
+        made = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rows", "parameters")}
         judged = {row.model: asdict(row) for row in self.rows if row.accuracy is not None}
         totals = {
             name: float(sum(getattr(row, name) for row in self.rows))

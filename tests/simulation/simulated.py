@@ -6,9 +6,10 @@ from tiny_program import CLASSES, tiny_program
 from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.simulation.engine import SimulatedModel, Simulation, Terms
 from flsys_ray.simulation.executors import InlineExecutor
+from flsys_ray.simulation.experiment import spec_of
 from flsys_ray.simulation.population import Pool, Population, make_pool
 from flsys_ray.simulation.traces import Traces, always_there, synthetic_traces
-from flsys_ray.simulation.training import Examples, TrainerSpec, group_size_of
+from flsys_ray.simulation.training import Examples, TrainerSpec
 
 ROUNDS = {"pacing": {"name": "rounds", "cohort": 6, "deadline_s": 60}, "stopping": {"versions": 5}}
 BUFFERED = {"pacing": {"name": "buffered", "buffer": 4, "concurrency": 9}, "stopping": {"versions": 8}}
@@ -37,18 +38,7 @@ def models_of(*plans: TrainingPlan, devices: int = 40) -> list[SimulatedModel]:
 
 
 def specs_of(models: list[SimulatedModel]) -> dict[str, TrainerSpec]:
-    return {
-        model.name: TrainerSpec(
-            "program",
-            model.program,
-            None,
-            model.plan.local,
-            group_size_of(model.plan),
-            model.population.pool.training,
-            model.population.pool.held_out,
-        )
-        for model in models
-    }
+    return {model.name: spec_of(model, "program") for model in models}
 
 
 def simulation_of(

@@ -1,5 +1,6 @@
 """Compiles built-in models, in a process of its own: TensorFlow's gigabyte and its talk stay there."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from flsys_ray.errors import ProgramInvalid
 from flsys_ray.models import base
 
 
+@functools.lru_cache(maxsize=16)
 def compile_builtin(name: str, classes: tuple[str, ...] | None = None) -> bytes:
-    """Return the program file of a built-in model.
+    """Return the program file of a built-in model. A process compiles each once.
 
     Raises:
         NotFound: there is no such model.
@@ -20,7 +22,7 @@ def compile_builtin(name: str, classes: tuple[str, ...] | None = None) -> bytes:
     model = base.get(name)
     with tempfile.TemporaryDirectory(prefix="flsys-compile-") as folder:
         path = Path(folder) / "program.tflite"
-        command = [sys.executable, "-m", "flsys_ray.commands.builtin", name, str(path), *(classes or model.classes)]
+        command = [sys.executable, "-m", "flsys_ray.builtin", name, str(path), *(classes or model.classes)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or ["it said nothing"]
