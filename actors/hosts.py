@@ -138,6 +138,11 @@ class RayHandle:
         if not await self._changed_draft(lambda model: model.put_program(program_sha256)):
             await self._call("put_program", program_sha256)
 
+    async def put_shared(self, shared_sha256: str, program_sha256: str) -> None:
+        """Have devices mix in this shared set."""
+        if not await self._changed_draft(lambda model: model.put_shared(shared_sha256, program_sha256)):
+            await self._call("put_shared", shared_sha256, program_sha256)
+
     async def act(self, action: Action) -> None:
         """Start, pause, resume, stop or archive."""
         await self._remote(self._hosts.actor, "act", action)

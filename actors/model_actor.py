@@ -28,6 +28,7 @@ CALLS = (
     "evaluate",
     "put_plan",
     "put_program",
+    "put_shared",
     "promote",
     "rollback",
     "info",

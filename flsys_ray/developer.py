@@ -31,7 +31,7 @@ from flsys_ray.wire.developer_schemas import (
     VersionInfo,
     VersionsReply,
 )
-from flsys_ray.wire.schemas import PROGRAM
+from flsys_ray.wire.schemas import PROGRAM, SAFETENSORS
 from flsys_ray.wire.tensors import decode_vector
 
 M = TypeVar("M", bound=BaseModel)
@@ -108,6 +108,15 @@ class DeveloperClient:
         """Give a model its device program."""
         path = f"/v1/models/{model}/program"
         return self._json(ModelInfo, "PUT", path, content=program, headers={"Content-Type": PROGRAM})
+
+    def put_shared(self, model: str, body: bytes) -> ModelInfo:
+        """Give a model its shared set (`wire.shared_sets.encode_shared_set`): the plan says which share is mixed in."""
+        path, headers = f"/v1/models/{model}/augmentation", {"Content-Type": SAFETENSORS}
+        return self._json(ModelInfo, "PUT", path, content=body, headers=headers)
+
+    def shared_set(self, model: str, sha256: str) -> bytes:
+        """Download a shared set."""
+        return self._send("GET", f"/v1/models/{model}/augmentation/{sha256}")
 
     def act(self, model: str, action: Action) -> ModelInfo:
         """Start, pause, resume, stop or archive a model."""

@@ -70,6 +70,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         updates=list(made.updates),
         restored_from=ref.restored_from,
         control_sha256=ref.control_sha256,
+        shared_sha256=ref.shared_sha256,
     )
 
 
@@ -87,6 +88,7 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
         optimizer_step=old.optimizer_step,
         restored_from=number,
         control_sha256=old.control_sha256,
+        shared_sha256=old.shared_sha256,
     )
 
 

@@ -52,6 +52,9 @@ class ModelHandle(Protocol):
     async def put_program(self, program_sha256: str) -> None:
         """Train with this program, which is in the store already."""
 
+    async def put_shared(self, shared_sha256: str, program_sha256: str) -> None:
+        """Have devices mix in this shared set, which is in the store already and fits the program."""
+
     async def act(self, action: Action) -> None:
         """Start, pause, resume, stop or archive."""
 
@@ -154,6 +157,10 @@ class LocalHandle:
     async def put_program(self, program_sha256: str) -> None:
         """Train with this program."""
         await self._call(lambda model: model.put_program(program_sha256))
+
+    async def put_shared(self, shared_sha256: str, program_sha256: str) -> None:
+        """Have devices mix in this shared set."""
+        await self._call(lambda model: model.put_shared(shared_sha256, program_sha256))
 
     async def act(self, action: Action) -> None:
         """Start, pause, resume, stop or archive."""

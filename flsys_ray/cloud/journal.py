@@ -22,6 +22,7 @@ Kind = Literal[
     "created",
     "planned",
     "programmed",
+    "augmented",  # there is another shared set
     "started",
     "paused",
     "resumed",
@@ -42,7 +43,8 @@ class _Record(BaseModel):
 class VersionRef(_Record):
     """Where a version's numbers are, and what made it: the log's entry of that number, under a plan.
 
-    `restored_from` is the older version that it has its numbers from, if it has.
+    `restored_from` is the older version that it has its numbers from, if it has. `shared_sha256` is the shared set of
+    which the devices of its round mixed in a share, if they did.
     """
 
     number: int
@@ -53,10 +55,13 @@ class VersionRef(_Record):
     optimizer_step: int
     restored_from: int | None = None
     control_sha256: str | None = None
+    shared_sha256: str | None = None
 
 
 class Head(_Record):
     """A model's state. `plan_sha256` is the plan of the next round, `round_plan_sha256` that of the open one.
+
+    `shared_sha256` and `round_shared_sha256` are their shared sets; a plan without a share leaves them alone.
 
     `promoted` is the version that is pinned for inference; None: the newest. Updates of rounds before `restored_round`
     do not count any more: they belong to versions that were given up.
@@ -67,6 +72,8 @@ class Head(_Record):
     plan_sha256: str
     round_plan_sha256: str
     program_sha256: str | None = None
+    shared_sha256: str | None = None
+    round_shared_sha256: str | None = None
     version: VersionRef | None = None
     round: int = 0
     opened_at: float = 0.0

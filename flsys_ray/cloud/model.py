@@ -13,12 +13,14 @@ When a write fails half-way this object is no longer to be trusted: it raises `O
 holds it activates a new one from the store.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.batches import Batch, BatchAnswer, OpenRound, submit_stored
+from flsys_ray.cloud.changes import augmented, check_plan, check_start, programmed
 from flsys_ray.cloud.evaluating import Evaluating
 from flsys_ray.cloud.evaluations import Evaluations
 from flsys_ray.cloud.history import finish_commit, restored, was_counted, weights_of
@@ -27,7 +29,7 @@ from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
 from flsys_ray.cloud.offers import CheckInAnswer, Offer, offer_of
 from flsys_ray.cloud.recovery import reopened
 from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open_round, round_info
-from flsys_ray.cloud.versions import check_fit, load_plan, load_program, save_plan, save_version
+from flsys_ray.cloud.versions import load_plan, load_program, save_plan, save_version
 from flsys_ray.core.aggregation.partial import Line
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
@@ -162,8 +164,7 @@ class DurableModel:
     def put_plan(self, plan: TrainingPlan) -> None:
         """Train by this plan from the next round on."""
         self._look_up()
-        if self._head.program_sha256 is not None:
-            check_fit(plan, load_program(self.store, self.model, self._head.program_sha256))
+        check_plan(self.store, self.model, self._head, plan)
         with self._trusted():
             digest = save_plan(self.store, self.model, plan)
             if digest == self._head.plan_sha256:
@@ -175,14 +176,12 @@ class DurableModel:
     def put_program(self, program_sha256: str) -> None:
         """Train with this program, which is an object of the store already. Only before the start."""
         self._look_up()
-        if self._head.program_sha256 == program_sha256:
-            return
-        if self._head.version is not None:
-            raise Conflict(f"model {self.model!r} has started: its program cannot be changed any more")
-        check_fit(self._plan, load_program(self.store, self.model, program_sha256))
-        with self._trusted():
-            size = self.store.get(places.program(self.model, program_sha256), 0, 0).size
-            self._append("programmed", program_sha256=program_sha256, stored_bytes=self._head.stored_bytes + size)
+        self._change("programmed", programmed(self.store, self.model, self._head, self._plan, program_sha256))
+
+    def put_shared(self, shared_sha256: str, program_sha256: str) -> None:
+        """Mix this set in from the next round on: it is in the store already, and fits this program."""
+        self._look_up()
+        self._change("augmented", augmented(self.store, self.model, self._head, shared_sha256, program_sha256))
 
     def start(self, initial: Callable[[bytes, int], Version]) -> None:
         """Open version 0, or go on after a pause. `initial(program, seed)` gives version 0's parameters."""
@@ -194,16 +193,13 @@ class DurableModel:
         if self._head.version is not None:
             self._set_state("resumed", "training")
             return
-        if self._head.program_sha256 is None:
-            raise Conflict(f"model {self.model!r} has no program: PUT /v1/models/{self.model}/program first")
-        version = initial(load_program(self.store, self.model, self._head.program_sha256), self._plan.seed)
+        check_start(self.model, self._head, self._plan)
+        version = initial(load_program(self.store, self.model, str(self._head.program_sha256)), self._plan.seed)
         state = self._plan.server_optimizer.init(version.parameters.size)
         started = prepared(Version(0, version.parameters, state), self._plan)
         with self._trusted():
-            digest = self._head.plan_sha256
-            ref = save_version(self._journal, started, self._plan.server_optimizer, digest)
-            opened_at = self._clock()
-            self._append("started", state="training", version=ref, opened_at=opened_at, round_plan_sha256=digest)
+            ref = save_version(self._journal, started, self._plan, self._head)
+            self._append("started", state="training", version=ref, opened_at=self._clock())
             finish_commit(self._journal, ref)
             self._resume(ref)
 
@@ -332,6 +328,11 @@ class DurableModel:
         self._journal.append(kind, head, self._clock(), updates)
         self._head = head
 
+    def _change(self, kind: Kind, changes: Mapping[str, Any]) -> None:
+        if changes:
+            with self._trusted():
+                self._append(kind, **changes)
+
     def _set_state(self, kind: Kind, state: str) -> None:
         if self._head.state != state:
             with self._trusted():
@@ -342,8 +343,7 @@ class DurableModel:
         ref = self._head.version
         lines: tuple[UpdateLine, ...] = ()
         if summary.commit is not None:
-            optimizer = coordinator.plan.server_optimizer
-            ref = save_version(self._journal, summary.commit.version, optimizer, self._head.round_plan_sha256)
+            ref = save_version(self._journal, summary.commit.version, coordinator.plan, self._head)
             lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
         info = round_info(summary, self._evaluations)
         state = "finished" if self._plan_ends_at(ref) else self._head.state
@@ -362,6 +362,7 @@ class DurableModel:
             round=info.round + 1,
             opened_at=info.closed_at,
             round_plan_sha256=before.plan_sha256,
+            round_shared_sha256=before.shared_sha256,
             last_round=info,
             stored_bytes=before.stored_bytes + info.update_bytes,
             **changes,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flsys_ray.cloud.journal import Head
-from flsys_ray.cloud.versions import control_of
+from flsys_ray.cloud.versions import control_of, mixed_in
 from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.coordinator import Coordinator
@@ -19,7 +19,8 @@ class Offer:
 
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
     control to train with, for a rule that carries one, `compression` how the plan wants updates encoded,
-    `label_counts` whether its selector asks how many examples of each class there are.
+    `label_counts` whether its selector asks how many examples of each class there are. Of the set `shared_sha256` the
+    device mixes in the share that `augmentation` says, drawn by `seed`.
     """
 
     assignment: Assignment
@@ -32,6 +33,8 @@ class Offer:
     control_sha256: str | None = None
     compression: Encoding = FLOAT32
     augmentation: Augmentation | None = None
+    shared_sha256: str | None = None
+    seed: int = 0
     label_counts: bool = False
 
 
@@ -51,6 +54,8 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         control_sha256=control,
         compression=coordinator.plan.compression,
         augmentation=None if evaluates else coordinator.plan.augmentation,
+        shared_sha256=None if evaluates else mixed_in(coordinator.plan, head),
+        seed=coordinator.plan.seed,
         label_counts=coordinator.plan.selection.reads_labels and not evaluates,
     )
 

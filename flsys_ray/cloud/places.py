@@ -14,6 +14,7 @@
     models/{model}/weights/{sha256}.safetensors     parameters of versions
     models/{model}/optimizer/{sha256}.safetensors   server optimizer state of versions
     models/{model}/controls/{sha256}.safetensors    controls of versions, for a rule that carries one
+    models/{model}/augmentation/{sha256}.safetensors   shared sets, of which phones mix in a share
     models/{model}/versions/{n}.json                manifests of versions
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
@@ -98,6 +99,11 @@ def optimizer(model: str, sha256: str) -> str:
 def control(model: str, sha256: str) -> str:
     """Return the key of a version's control."""
     return f"{MODELS}{model}/controls/{sha256}.safetensors"
+
+
+def shared(model: str, sha256: str) -> str:
+    """Return the key of a shared set."""
+    return f"{MODELS}{model}/augmentation/{sha256}.safetensors"
 
 
 def versions(model: str) -> str:

@@ -84,7 +84,7 @@ class AppQuotas:
             )
 
     def admit_bytes(self, app_id: str, more: int) -> None:
-        """Raises `QuotaExceeded` if an app's programs and counted updates would take more bytes than they may."""
+        """Raises `QuotaExceeded` if an app's programs, sets and counted updates would take more bytes than they may."""
         limit = self._read(app_id).stored_bytes
         used = sum(head.stored_bytes for head in self._heads(app_id))
         if used + more > limit:

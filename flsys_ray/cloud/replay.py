@@ -164,6 +164,8 @@ class _Replayer:
         self._object(places.optimizer(self._model, ref.optimizer_sha256), ref.optimizer_sha256)
         if ref.control_sha256 is not None:
             self._object(places.control(self._model, ref.control_sha256), ref.control_sha256)
+        if ref.shared_sha256 is not None:
+            self._object(places.shared(self._model, ref.shared_sha256), ref.shared_sha256)
 
     def _compare(self, version: Version, plan: TrainingPlan, ref: VersionRef) -> None:
         if sha256(encode_vector("parameters", version.parameters)) != ref.weights_sha256:

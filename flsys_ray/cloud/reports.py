@@ -31,6 +31,7 @@ def model_info(
         version=head.version.number if head.version else None,
         program_sha256=head.program_sha256,
         weights_sha256=head.version.weights_sha256 if head.version else None,
+        shared_sha256=head.shared_sha256,
         serving=head.serving,
         promoted=head.promoted is not None,
         parameters=parameters,

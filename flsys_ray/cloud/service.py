@@ -27,7 +27,7 @@ from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
 from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.ids import is_evaluation, model_id, model_name
-from flsys_ray.core.plan import Augmentation, TrainingPlan
+from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Rejected
 from flsys_ray.errors import Conflict, Late, Missing, NotFound, TryLater
 from flsys_ray.programs.manifest import Manifest, read_manifest
@@ -53,9 +53,11 @@ from flsys_ray.wire.schemas import (
     EvaluationRequest,
     ProgramLink,
     Rejection,
+    SharedSetLink,
     UploadLink,
     WeightsLink,
 )
+from flsys_ray.wire.shared_sets import InputForm, decode_shared_set
 from flsys_ray.wire.tensors import max_update_bytes
 
 T = TypeVar("T")
@@ -182,6 +184,24 @@ class Cloud:
         self.standings.forget(found)
         return await handle.info()
 
+    async def put_shared(self, app_id: str, model: str, body: bytes) -> ModelInfo:
+        """Give a model the set of which phones mix in a share. Raises `DataInvalid`, `Conflict`, `QuotaExceeded`."""
+        found = self.find(app_id, model)
+        self.standings.forget(found)
+        head = (await asyncio.to_thread(self.standings.read, found)).head
+        if head.program_sha256 is None:
+            raise Conflict(f"model {model!r} has no program, which its shared set must fit: put the program first")
+        fits = self.manifest(found, head.program_sha256)
+        await asyncio.to_thread(decode_shared_set, body, InputForm(fits.input_shape, fits.input_dtype, fits.classes))
+        digest = sha256(body)
+        if head.shared_sha256 != digest:
+            await asyncio.to_thread(self.quotas.admit_bytes, app_id, len(body))
+        await asyncio.to_thread(put_same, self.store, places.shared(found, digest), body)
+        handle = self.hosts.model(found)
+        await handle.put_shared(digest, head.program_sha256)
+        self.standings.forget(found)
+        return await handle.info()
+
     async def act(self, app_id: str, model: str, action: Action) -> ModelInfo:
         """Start, pause, resume, stop or archive a model."""
         found = self.find(app_id, model)
@@ -298,7 +318,7 @@ class Cloud:
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
             weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
-            augmentation=_augmentation(offer.augmentation),
+            augmentation=_augmentation(offer),
             label_counts=offer.label_counts,
             local=offer.local,
             upload=_upload(offer),
@@ -320,9 +340,16 @@ class Cloud:
         return read_manifest(load_program(self.store, model, program_sha256))
 
 
-def _augmentation(plan: Augmentation | None) -> AugmentationMessage | None:
-    asked = [transform.model_dump(mode="json") for transform in plan.transforms] if plan is not None else []
-    return AugmentationMessage(transforms=asked) if asked else None
+def _augmentation(offer: Offer) -> AugmentationMessage | None:
+    """Return what a device does to its examples, None if nothing."""
+    plan, digest = offer.augmentation, offer.shared_sha256
+    if plan is None or not (plan.transforms or digest):
+        return None
+    url = f"/v1/models/{model_name(offer.assignment.model)}/augmentation/{digest}"
+    return AugmentationMessage(
+        transforms=[transform.model_dump(mode="json") for transform in plan.transforms],
+        shared=SharedSetLink(url=url, sha256=digest, share=plan.share, seed=offer.seed) if digest else None,
+    )
 
 
 def _upload(offer: Offer) -> UploadLink:

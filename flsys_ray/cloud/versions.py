@@ -6,7 +6,7 @@ import numpy as np
 import safetensors.numpy
 
 from flsys_ray.cloud import places
-from flsys_ray.cloud.journal import Journal, VersionRef
+from flsys_ray.cloud.journal import Head, Journal, VersionRef
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.optimizers.base import ServerOptimizer
 from flsys_ray.core.plan import TrainingPlan, parse_plan_json
@@ -23,23 +23,32 @@ def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def save_version(journal: Journal, version: Version, optimizer: ServerOptimizer, plan_sha256: str) -> VersionRef:
-    """Store a version's numbers. It is no version yet: the next entry of the log makes it one."""
+def save_version(journal: Journal, version: Version, plan: TrainingPlan, head: Head) -> VersionRef:
+    """Store the numbers of the version that the open round of `head` made by `plan`.
+
+    It is no version yet: the next entry of the log makes it one.
+    """
     store, model = journal.store, journal.model
     weights = encode_vector("parameters", version.parameters)
-    state = encode_state(version.optimizer_state, optimizer)
+    state = encode_state(version.optimizer_state, plan.server_optimizer)
     put_same(store, places.weights(model, sha256(weights)), weights)
     put_same(store, places.optimizer(model, sha256(state)), state)
     control_sha256 = None if version.control is None else save_control(store, model, version.control)
     return VersionRef(
         number=version.number,
         entry=journal.next_entry,
-        plan_sha256=plan_sha256,
+        plan_sha256=head.round_plan_sha256,
         weights_sha256=sha256(weights),
         optimizer_sha256=sha256(state),
         optimizer_step=version.optimizer_state.step,
         control_sha256=control_sha256,
+        shared_sha256=None if version.number == 0 else mixed_in(plan, head),
     )
+
+
+def mixed_in(plan: TrainingPlan, head: Head) -> str | None:
+    """Return the hash of the set of which devices of the open round mix in a share, None if they do not."""
+    return head.round_shared_sha256 if plan.augmentation.share > 0 else None
 
 
 def save_control(store: ObjectStore, model: str, control: Vector) -> str:
@@ -116,8 +125,6 @@ def check_fit(plan: TrainingPlan, program: bytes) -> None:
             f"local optimizer {manifest.local_optimizer!r}: compile it with plain 'sgd', or choose another rule",
             ("aggregation",),
         )
-    if plan.augmentation.share > 0:
-        raise PlanInvalid("augmentation.share: this cloud has no shared set of the model", ("augmentation.share",))
     for transform in plan.augmentation.transforms:
         if misfit := transform.misfit(manifest.input_shape, manifest.input_dtype):
             text = f"program {manifest.name!r}: {misfit}: leave it out of augmentation.transforms"

@@ -19,7 +19,7 @@ def _apps() -> None:
 def create(
     name: str,
     max_models: Annotated[int | None, typer.Option(min=0, help="Models that are not archived.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=0, help="Of programs and counted updates.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=0, help="Of programs, shared sets and counted updates.")] = None,
     max_checkins: Annotated[
         int | None, typer.Option("--max-checkins-per-min", min=1, help="At each replica of the cloud.")
     ] = None,

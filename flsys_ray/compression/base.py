@@ -18,7 +18,7 @@ from flsys_ray.core.registry import Extension, Registry
 
 Parts = Mapping[str, NDArray[Any]]
 DTYPES: Mapping[str, np.dtype[Any]] = {tag: np.dtype(kind) for tag, kind in (
-    ("F32", "<f4"), ("F16", "<f2"), ("U32", "<u4"), ("I8", "i1"),
+    ("F32", "<f4"), ("F16", "<f2"), ("U32", "<u4"), ("I8", "i1"), ("I32", "<i4"),
 )}  # fmt: skip
 
 

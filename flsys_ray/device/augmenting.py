@@ -14,8 +14,6 @@ Augment = Callable[[NDArray[Any], int], NDArray[Any]]
 
 def transforms_of(message: AssignmentMessage) -> tuple[Transform, ...] | None:
     """Return an assignment's transforms; None if it asks for what this phone cannot do: it must not train without."""
-    if message.augmentation is not None and message.augmentation.shared is not None:
-        return None
     asked = message.augmentation.transforms if message.augmentation is not None else []
     found = [parse_transform(one) for one in asked]
     known = tuple(one for one in found if one is not None)

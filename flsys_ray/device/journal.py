@@ -223,6 +223,7 @@ class Journal:
                 "UPDATE models SET version = NULL, weights_sha256 = NULL, program_sha256 = NULL, refreshed_at = 0,"
                 " eligibility = NULL"
             )
+            self.database.write("DELETE FROM settings WHERE key LIKE 'shared:%'")
             self.database.set_settings({"device_id": None, "token": None, "next_check_in_at": None, "failures": None})
 
     def count_traffic(self, up_bytes: int, down_bytes: int) -> None:
@@ -245,6 +246,7 @@ class Journal:
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
+                self.keep_shared(model, None)
                 self.database.write("DELETE FROM personal WHERE model = ?", (model,))
                 for table, column in _OWN.items():
                     self.database.write(f"DELETE FROM {table} WHERE model = ?", (model,))
@@ -274,6 +276,12 @@ class Journal:
                 (version.version, version.weights_sha256, version.program_sha256, version.refreshed_at, model),
             )
 
+    def forget_models(self) -> None:
+        """Forget which versions are here, that they were trained, and how far sources of examples were read."""
+        with self.database.transaction():
+            self.database.write("UPDATE models SET version = NULL, trainings = 0, last_trained_at = NULL")
+            self.database.write("DELETE FROM settings WHERE key LIKE 'source:%'")
+
     def training_record(self, model: str) -> TrainingRecord:
         """Return how often and when last the model was trained here."""
         found = self.database.row("SELECT trainings, last_trained_at FROM models WHERE model = ?", (model,))
@@ -282,13 +290,20 @@ class Journal:
         return TrainingRecord(int(found[0] or 0), None if found[1] is None else float(found[1]))
 
     def weights_in_use(self) -> set[str]:
-        """Return the hashes of weight files, and of controls, that open work or inference needs."""
+        """Return the hashes of files that work to be done or inference needs, and of each model's shared set."""
         held = {
             str(row[0]) for row in self.database.rows("SELECT weights_sha256 FROM models WHERE version IS NOT NULL")
         }
-        messages = [item.message for item in self.open_assignments()]
-        controls = {message.control.sha256 for message in messages if message.control is not None}
-        return held | controls | {message.weights.sha256 for message in messages}
+        messages = [item.message for item in self.open_assignments() if item.state == "assigned"]
+        extras = {link.sha256 for message in messages for link in message.extras}
+        shared = {str(row[0]) for row in self.database.rows("SELECT value FROM settings WHERE key LIKE 'shared:%'")}
+        return held | extras | shared | {message.weights.sha256 for message in messages}
+
+    def keep_shared(self, model: str, sha256: str | None) -> None:
+        """Keep the model's shared set for its next assignments, in place of the one before; None: it has none."""
+        key = f"shared:{model}"
+        if self.database.setting(key) != sha256:
+            self.database.set_settings({key: sha256})
 
     def _touch(self, model: str) -> None:
         self.database.write("INSERT OR IGNORE INTO models (model) VALUES (?)", (model,))

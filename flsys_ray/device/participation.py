@@ -26,6 +26,7 @@ from flsys_ray.device.delivery import deliver
 from flsys_ray.device.examples import Batch, ExampleStore, Part
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import BackReason, FinishedWork, HeldVersion, Journal, OpenAssignment
+from flsys_ray.device.mixing import portion
 from flsys_ray.device.outcome import Kind, Outcome
 from flsys_ray.device.personal import Personaliser
 from flsys_ray.device.trainer import Carried, LocalResult, Telling, evaluate_per_class, train_assignment
@@ -33,7 +34,7 @@ from flsys_ray.device.uploads import chosen_encoding
 from flsys_ray.device.versions import Versions
 from flsys_ray.errors import FlsysError, Forbidden, TryLater, Unauthenticated
 from flsys_ray.programs.manifest import Manifest
-from flsys_ray.wire.schemas import CheckInRequest, ModelCandidacy
+from flsys_ray.wire.schemas import AssignmentMessage, CheckInRequest, ModelCandidacy
 
 PAUSED_S = 3600.0
 LONGEST_WAIT_S = 86_400.0
@@ -230,11 +231,17 @@ class Participation:
             over = stopping() or self.interrupt.is_set() or now >= item.deadline_at
             return over or bool(self._unfit(message.model, now))
 
-        server = self.versions.control(message)
+        server = self.versions.read(message.control) if message.control is not None else None
         controls = Controls(server, self.journal.control(message.model)) if server is not None else None
-        carried = Carried(controls, self.journal.residual(message.model))
+        carried = Carried(controls, self.journal.residual(message.model), self._portion(message, manifest))
         parts, telling = (training, held_out), Telling(self.clock.now, self.habits.label_counts)
         return train_assignment(loaded.program, loaded.weights, message, parts, should_stop, carried, telling)
+
+    def _portion(self, message: AssignmentMessage, manifest: Manifest) -> Batch | None:
+        """Return what of the model's shared set this phone trains on, None if the plan has no share."""
+        if message.shared is None:
+            return None
+        return portion(message.shared, self.versions.read(message.shared), manifest, self.identity.device_id or "")
 
     def _stopped(self, item: OpenAssignment) -> Outcome:
         now = self.clock.now()

@@ -141,10 +141,11 @@ class Phone:
         """Record the user's decision about training `model` on their data. Without one nothing is trained.
 
         A withdrawal stops a running training, deletes an update that has not been uploaded, and gives the assignment
-        back; the model's personal parameters and control are deleted.
+        back; the model's personal parameters, control and shared set are deleted.
         """
         self._check(model)
         self._journal.set_consent(model, granted=granted)
+        self._versions.tidy()
         self._wake()
 
     def pause(self) -> None:
@@ -266,8 +267,7 @@ class Phone:
             for model in self.config.models:
                 self._journal.set_consent(model, granted=False)
             self._examples.erase()
-            self._database.write("UPDATE models SET version = NULL, trainings = 0, last_trained_at = NULL")
-            self._database.write("DELETE FROM settings WHERE key LIKE 'source:%'")
+            self._journal.forget_models()
         with self._feeding:
             self._cutter = WindowCutter()
         self._versions.erase()

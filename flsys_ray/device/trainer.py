@@ -19,6 +19,7 @@ from flsys_ray.core.rng import generator
 from flsys_ray.device.augmenting import Augment, augmenting
 from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.examples import Batch
+from flsys_ray.device.mixing import mixed
 from flsys_ray.device.uploads import Told, Upload, compressed
 from flsys_ray.errors import DataInvalid, UpdateUnusable
 from flsys_ray.programs.manifest import Manifest, read_tokenizer
@@ -108,10 +109,15 @@ class LocalResult:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a phone has of a model from its counted updates: for a rule with controls, for a lossy compression."""
+    """What a phone brings to a training beside its own examples.
+
+    From its counted updates `controls`, for a rule that has them, and `residual`, for a lossy compression; and its
+    `portion` of the model's shared set.
+    """
 
     controls: Controls | None = None
     residual: bytes | None = None
+    portion: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,8 @@ def train_assignment(
 ) -> LocalResult:
     """Train an assignment's base version on `parts` (training, held-out); evaluate the base version on the second.
 
+    What is told of examples (how many, of which classes) is about the phone's own: see `augmentation.shared`.
+
     Raises:
         UpdateUnusable: the base version is not of this program, training diverged, or the delta is not finite.
         DataInvalid: the examples do not fit the program.
@@ -145,10 +153,11 @@ def train_assignment(
     local = assignment.local
     started_at = telling.clock() if telling.clock is not None else 0.0
     pair = decode_controls(carried.controls, program.manifest) if carried.controls is not None else None
+    seen = mixed(training, carried.portion)
     trained = program.train(
         base,
-        training.x,
-        training.y,
+        seen.x,
+        seen.y,
         epochs=local.epochs,
         learning_rate=local.learning_rate,
         proximal_mu=local.proximal_mu,

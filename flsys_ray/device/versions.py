@@ -11,7 +11,7 @@ from flsys_ray.device.trainer import DeviceProgram, Programs
 from flsys_ray.errors import InvalidInput, NotFound
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.tokenizer import Tokenizer
-from flsys_ray.wire.schemas import AssignmentMessage
+from flsys_ray.wire.schemas import AssignmentMessage, ControlLink, SharedSetLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Two caches of files: programs (kept while there is room); weights and controls (kept while they are in use)."""
+    """Two caches of files: programs (kept while there is room), and what is kept while it is in use.
+
+    The second has weights, controls and shared sets.
+    """
 
     identity: Identity
     journal: Journal
@@ -35,8 +38,8 @@ class Versions:
 
     def has(self, message: AssignmentMessage) -> bool:
         """Whether all files of an assignment are on the phone."""
-        control = message.control is None or self.weight_files.path(message.control.sha256) is not None
-        return control and self._path(message.program.sha256, message.weights.sha256) is not None
+        extras = all(self.weight_files.path(link.sha256) is not None for link in message.extras)
+        return extras and self._path(message.program.sha256, message.weights.sha256) is not None
 
     def holds(self, held: HeldVersion) -> bool:
         """Whether both files of a version are on the phone: its program may have been evicted."""
@@ -45,9 +48,10 @@ class Versions:
     def fetch(self, message: AssignmentMessage) -> None:
         """Download what an assignment needs; its base version becomes the newest at hand if it is, and serves."""
         self._fetch(message.program.url, message.program.sha256, message.weights.url, message.weights.sha256)
-        if message.control is not None:
-            client, link = self.identity.client, message.control
-            self.identity.call(lambda token: self.weight_files.fetch(client, token, link.url, link.sha256))
+        for link in message.extras:
+            self._fetch_extra(link.url, link.sha256)
+        if message.kind == "train":
+            self.journal.keep_shared(message.model, message.shared.sha256 if message.shared is not None else None)
         held = self.journal.held(message.model)
         if message.serving and (held is None or held.version <= message.version):
             self._hold(message.model, message.version, message.weights.sha256, message.program.sha256)
@@ -77,13 +81,11 @@ class Versions:
         program, weights = found
         return Loaded(self.programs.get(program_sha256, program), weights.read_bytes())
 
-    def control(self, message: AssignmentMessage) -> bytes | None:
-        """Return the bytes of an assignment's control, None if it has none. Raises `NotFound` if the file is gone."""
-        if message.control is None:
-            return None
-        path = self.weight_files.path(message.control.sha256)
+    def read(self, link: ControlLink | SharedSetLink) -> bytes:
+        """Return the bytes of one of an assignment's `extras`. Raises `NotFound` if the file is gone."""
+        path = self.weight_files.path(link.sha256)
         if path is None:
-            raise NotFound("the control is not on this phone")
+            raise NotFound("a file of the assignment is not on this phone any more")
         return path.read_bytes()
 
     def manifest(self, program_sha256: str) -> Manifest | None:
@@ -107,12 +109,16 @@ class Versions:
         return found
 
     def erase(self) -> None:
-        """Delete all versions. Programs stay: they hold nothing of the user."""
+        """Delete all versions and shared sets. Programs stay: they hold nothing of the user."""
         self.weight_files.trim(keep=set(), cap_bytes=0)
+
+    def tidy(self) -> None:
+        """Delete what neither open work nor inference needs, and no model's next assignment is likely to."""
+        self.weight_files.trim(keep=self.journal.weights_in_use(), cap_bytes=0)
 
     def _hold(self, model: str, version: int, weights_sha256: str, program_sha256: str) -> None:
         self.journal.hold(model, HeldVersion(version, weights_sha256, program_sha256, self.clock.now()))
-        self.weight_files.trim(keep=self.journal.weights_in_use(), cap_bytes=0)
+        self.tidy()
 
     def _path(self, program_sha256: str, weights_sha256: str) -> tuple[Path, Path] | None:
         program, weights = self.program_files.path(program_sha256), self.weight_files.path(weights_sha256)
@@ -122,3 +128,7 @@ class Versions:
         client = self.identity.client
         self.identity.call(lambda token: self.program_files.fetch(client, token, program_url, program_sha256))
         self.identity.call(lambda token: self.weight_files.fetch(client, token, weights_url, weights_sha256))
+
+    def _fetch_extra(self, url: str, sha256: str) -> None:
+        client = self.identity.client
+        self.identity.call(lambda token: self.weight_files.fetch(client, token, url, sha256))

@@ -24,7 +24,8 @@ from flsys_ray.wire.developer_schemas import (
     VersionInfo,
     VersionsReply,
 )
-from flsys_ray.wire.schemas import PROGRAM, Name
+from flsys_ray.wire.schemas import PROGRAM, SAFETENSORS, Name
+from flsys_ray.wire.shared_sets import MAX_SHARED_BYTES
 
 router = APIRouter(prefix="/v1", tags=["developers"])
 Since = Annotated[int, Query(ge=0, le=MAX_COUNT, description="only rounds from this number on")]
@@ -56,6 +57,16 @@ async def put_program(cloud: TheCloud, app_id: AppCall, request: Request, model:
     """Give a model its device program, as `flsys_ray.compile` made it."""
     cloud.find(app_id, model)
     return await cloud.put_program(app_id, model, await read_body(request, PROGRAM_BYTES))
+
+
+@router.put("/models/{model}/augmentation", openapi_extra={"requestBody": {"required": True, **_binary(SAFETENSORS)}})
+async def put_shared_set(cloud: TheCloud, app_id: AppCall, request: Request, model: Name) -> ModelInfo:
+    """Give a model the shared set of which phones mix in the plan's `augmentation.share`, from the next round on.
+
+    Tensors `x` [N, ...] as the program takes them and `y` int32 [N], as many examples of each class. Repeatable.
+    """
+    cloud.find(app_id, model)
+    return await cloud.put_shared(app_id, model, await read_body(request, MAX_SHARED_BYTES))
 
 
 @router.post("/models/{model}/infer")

@@ -109,6 +109,16 @@ async def get_control(cloud: TheCloud, app_id: ReaderCall, request: Request, mod
     return await _send(cloud, request, download, (found, "control"))
 
 
+@router.get("/models/{model}/augmentation/{sha256}", response_class=Response, responses=_file(SAFETENSORS))
+async def get_shared_set(
+    cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, sha256: Sha256
+) -> Response:
+    """Download the shared set that an assignment names: tensors `x` and `y`. Immutable; `Range` resumes."""
+    found = cloud.find(app_id, model)
+    download = Download(places.shared(found, sha256), sha256, SAFETENSORS, FOR_EVER, {})
+    return await _send(cloud, request, download, (found, "augmentation"))
+
+
 @router.put(
     "/assignments/{assignment_id}/update", openapi_extra={"requestBody": {"required": True, **_binary(SAFETENSORS)}}
 )

@@ -21,7 +21,7 @@ SLOWEST_BYTES_PER_S = 10_000.0  # 80 kbit/s: a phone on a bad day
 SLOW_RETRY_S = 60.0
 TOO_SLOW = "the body came too slowly: try again on a better connection"
 # The whole path: a model may be called "update", and its plan is JSON all the same.
-_COUNTED_BY_THE_ENDPOINT = re.compile(r"/v1/(assignments/[^/]*/update|models/[^/]*/program)")
+_COUNTED_BY_THE_ENDPOINT = re.compile(r"/v1/(assignments/[^/]*/update|models/[^/]*/(program|augmentation))")
 
 
 class JsonBodyLimit:

@@ -12,7 +12,7 @@ class Quotas(Message):
     """What one app may use. Beyond it the answer is 429 with `Retry-After`."""
 
     models: int = Field(1_000, ge=0, description="that are not archived")
-    stored_bytes: int = Field(10**12, ge=0, description="of programs and counted updates")
+    stored_bytes: int = Field(10**12, ge=0, description="of programs, shared sets and counted updates")
     checkins_per_min: int = Field(600_000, ge=1, description="of all its devices, at each replica of the cloud")
     upload_bytes_per_min: int = Field(
         60 * 10**9, ge=1, description="of all updates, repeats and refused ones too, at each replica of the cloud"
@@ -110,6 +110,7 @@ class ModelInfo(Message):
     version: int | None
     program_sha256: Sha256 | None
     weights_sha256: Sha256 | None
+    shared_sha256: Sha256 | None = Field(None, description="of the newest shared set, if one was put")
     serving: int | None = Field(None, description="the version that inference uses: the newest, or a promoted one")
     promoted: bool = Field(default=False, description="`serving` is pinned and does not follow the newest version")
     parameters: int | None
@@ -178,6 +179,9 @@ class VersionInfo(Message):
     updates: list[UpdateLine]
     restored_from: int | None = Field(None, description="the older version whose parameters it has, after a rollback")
     control_sha256: Sha256 | None = Field(None, description="of the control that the aggregation rule carries")
+    shared_sha256: Sha256 | None = Field(
+        None, description="of the shared set of which its round's devices mixed some in"
+    )
 
 
 class VersionEvaluation(Message):

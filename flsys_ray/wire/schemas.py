@@ -103,11 +103,23 @@ class ControlLink(Message):
     sha256: Sha256
 
 
+class SharedSetLink(Message):
+    """Of which set the device mixes a share into its training examples: safetensors, `x` [N, ...] and `y` int32 [N].
+
+    Which examples these are follows from `seed`, the device's id and N: see docs/augmentation.md.
+    """
+
+    url: str
+    sha256: Sha256
+    share: float = Field(gt=0, le=1)
+    seed: int
+
+
 class AugmentationMessage(Message):
     """What a device does to its examples before it trains on them. One that cannot gives the assignment back."""
 
     transforms: list[dict[str, JsonValue]] = Field([], description="applied in this order, drawn anew in each epoch")
-    shared: ProgramLink | None = Field(None, description="reserved: a set of examples to mix in")
+    shared: SharedSetLink | None = Field(None, description="a set of examples to mix in, before the transforms")
 
 
 class UploadLink(Message):
@@ -151,6 +163,16 @@ class AssignmentMessage(Message):
     serving: bool = Field(
         default=True, description="the base version is fit for inference: no other one has been promoted"
     )
+
+    @property
+    def shared(self) -> SharedSetLink | None:
+        """The set of which a share is mixed in."""
+        return self.augmentation.shared if self.augmentation is not None else None
+
+    @property
+    def extras(self) -> tuple[ControlLink | SharedSetLink, ...]:
+        """The files that it needs beside program and version."""
+        return tuple(link for link in (self.control, self.shared) if link is not None)
 
 
 class Rejection(Message):

@@ -68,7 +68,7 @@ def encode_update(
 ) -> bytes:
     """Return the bytes of an update, as a device uploads them. `more` is metadata that may be left out."""
     tensors = {"delta": _float32(delta)} | ({} if control is None else {"control": _float32(control)})
-    return _encode(tensors, {**more, **_told(num_examples, loss, num_steps)})
+    return encode_tensors(tensors, {**more, **_told(num_examples, loss, num_steps)})
 
 
 def encode_compressed(
@@ -82,7 +82,9 @@ def encode_compressed(
 ) -> bytes:
     """Return the bytes of an update whose delta is `parts`, the tensors of an encoding."""
     metadata = {**more, **_told(num_examples, loss, num_steps)}
-    return _encode(parts, metadata if encoding == FLOAT32 else metadata | {"encoding": encoding.model_dump_json()})
+    return encode_tensors(
+        parts, metadata if encoding == FLOAT32 else metadata | {"encoding": encoding.model_dump_json()}
+    )
 
 
 def _told(num_examples: int, loss: float, num_steps: int) -> dict[str, str]:
@@ -95,11 +97,11 @@ def _float32(vector: Vector) -> Vector:
 
 def encode_vector(name: str, vector: Vector, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a safetensors file with one float32 vector. Same input, same bytes."""
-    return _encode({name: _float32(vector)}, metadata)
+    return encode_tensors({name: _float32(vector)}, metadata)
 
 
-def _encode(vectors: Parts, metadata: Mapping[str, str] | None) -> bytes:
-    """Return a safetensors file with vectors in their order.
+def encode_tensors(vectors: Parts, metadata: Mapping[str, str] | None) -> bytes:
+    """Return a safetensors file with tensors in their order. Same input, same bytes.
 
     The header is written here since the library writes metadata in an order that changes from call to call.
     """
@@ -162,7 +164,7 @@ def encoding_of(header: bytes) -> Encoding:
 def decode_range(body: bytes, start: int, stop: int) -> Vector:
     """Return elements `start:stop` of the delta, float32, of an update that was checked before."""
     encoding = encoding_of(body)
-    tensors = {name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]) for name, entry in _tensors(body)}
+    tensors = {name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]) for name, entry in read_tensors(body)}
     return encoding.decode(tensors, start, stop)
 
 
@@ -177,7 +179,7 @@ def decode_vector(body: bytes, name: str, size: int) -> Vector:
 
 
 def _decode(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
-    tensors = _tensors(body)
+    tensors = read_tensors(body)
     if sorted(found for found, _ in tensors) != sorted(form):
         found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
         wanted = "exactly one tensor" if len(form) == 1 else "the tensors"
@@ -185,7 +187,11 @@ def _decode(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
     return {name: _vector(name, entry, form[name]) for name, entry in tensors}
 
 
-def _tensors(body: bytes) -> list[tuple[str, Mapping[str, Any]]]:
+def read_tensors(body: bytes) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the name and the `dtype`, `shape` and `data` of each tensor of a safetensors file.
+
+    Raises `UpdateUnusable` for any other file.
+    """
     _header(body)
     try:
         return list(safetensors.deserialize(body))  # type: ignore[no-untyped-call] # Rust, without stubs

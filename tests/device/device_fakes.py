@@ -124,6 +124,7 @@ class FakeModel:
     controls: list[bytes] = field(default_factory=list)  # one a version, for a model that has them
     compression: Encoding = FLOAT32
     augmentation: AugmentationMessage | None = None
+    sets: list[bytes] = field(default_factory=list)  # shared ones, that `augmentation` may name
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -193,6 +194,9 @@ class FakeCloud:
         if match := re.fullmatch(r"GET /v1/models/([^/]+)/control/([0-9a-f]{64})", route):
             found = [control for control in self.models[match[1]].controls if sha(control) == match[2]]
             return self._file(request, found[0], {}) if found else problem(404, "not-found", "no such control")
+        if match := re.fullmatch(r"GET /v1/models/([^/]+)/augmentation/([0-9a-f]{64})", route):
+            found = [shared for shared in self.models[match[1]].sets if sha(shared) == match[2]]
+            return self._file(request, found[0], {}) if found else problem(404, "not-found", "no such set")
         if match := re.fullmatch(r"(PUT|DELETE) /v1/assignments/([^/]+)(/update|/evaluation|)", route):
             return self._assignment(device, match[2], match[1] + match[3], request)
         return problem(404, "not-found", f"no such route: {route}")

@@ -27,7 +27,7 @@ from flsys_ray.device.clock import SystemClock
 from flsys_ray.device.conditions import READY, Conditions, TraceConditions
 from flsys_ray.device.participation import Habits
 from flsys_ray.errors import Conflict, InvalidInput, NotFound, TryLater, Unauthenticated
-from flsys_ray.wire.schemas import AugmentationMessage, ProgramLink
+from flsys_ray.wire.schemas import AugmentationMessage, SharedSetLink
 
 IN_USE = Conditions(charging=True, idle=False, unmetered=True, battery_fraction=1.0)
 
@@ -482,7 +482,8 @@ def test_an_app_uses_the_phone_while_it_takes_part(tmp_path):
 
 @pytest.mark.parametrize("asked", ["shared", "transforms"])
 def test_an_augmentation_that_a_phone_cannot_do_is_never_ignored_silently(tmp_path, cloud, asked):
-    link = ProgramLink(url="/v1/models/har-wild/augmentation/" + "0" * 64, sha256="0" * 64)
+    digest = "0" * 64
+    link = SharedSetLink(url=f"/v1/models/har-wild/augmentation/{digest}", sha256=digest, share=0.5, seed=0)
     message = {
         "shared": AugmentationMessage(shared=link),
         "transforms": AugmentationMessage(transforms=[{"name": "jitter"}, {"name": "of-a-later-release"}]),

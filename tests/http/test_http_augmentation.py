@@ -90,9 +90,3 @@ def test_real_phones_train_on_changed_windows(world: World, key: str, windowed: 
     assert kinds.count("uploaded") == 6
     assert world.rounds(key)[2]["mean_loss"] < world.rounds(key)[0]["mean_loss"]
     assert [one.verdict for one in replay(world.store, "acme/tiny")] == ["equal"] * 4
-
-
-def test_a_share_of_a_set_that_is_not_there_is_refused(world: World, key: str, windowed: bytes):
-    world.draft(key, plan=PAIR | {"augmentation": {"share": 0.1}})
-    found = problem(world.put_program(key, program=windowed), 422, "plan-invalid")
-    assert found["fields"] == ["augmentation.share"]
