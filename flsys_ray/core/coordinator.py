@@ -325,7 +325,9 @@ class Coordinator:
         if self.asked_at is None:
             self.asked_at = view.now
         elapsed = pacing.elapsed_fraction(replace(view, started_at=min(view.started_at, self.asked_at)))
-        candidacy = Candidacy(device_id, self.plan.seed, self.round, pacing.slots, self.candidates, elapsed)
+        candidacy = Candidacy(
+            device_id, self.plan.seed, self.round, pacing.slots, self.candidates, elapsed, self._history
+        )
         return None if self.plan.selection.chooses(candidacy) else "not-selected"
 
     def _rejected(self, reason: Reason, device_id: str, now: float, detail: str = "") -> Rejected:

@@ -11,7 +11,8 @@ from flsys_ray.core.coordinator import CANDIDATE_ROUNDS, Coordinator
 from flsys_ray.core.ids import assignment_id
 from flsys_ray.core.layout import Layout
 from flsys_ray.core.plan import parse_plan
-from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Update, Version
+from flsys_ray.core.selection.history import NO_HISTORY
+from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, Update, UpdateRef, Version
 
 LAYOUT = Layout.of([("w", (2,), True)])
 OPENED = 1000.0
@@ -248,3 +249,25 @@ def test_a_round_that_the_lottery_turned_everybody_away_from_takes_who_is_there_
             coordinator.submit(update_of(taken[0]), now + 50.0)
             assert coordinator.tick(now + 50.0).commit is not None
     assert turned_away > 3
+
+
+def test_a_selector_is_told_what_is_known_of_devices():
+    """Device i's last loss was i. Power-of-Choice takes, of those drawn, the upper third of what is known."""
+    lines = tuple(UpdateRef(str(i), str(i), 10, "", 10, loss=float(i)) for i in range(60))
+    taken = []
+    for seed in range(40):
+        pacing = {"name": "rounds", "cohort": 2, "over_selection": 1.0, "deadline_s": 60.0}
+        plan = parse_plan({"pacing": pacing, "selection": "power_of_choice", "seed": seed})
+        version = Version(0, np.zeros(2, dtype=np.float32), plan.server_optimizer.init(2))
+        known = NO_HISTORY.after(0, lines)
+        coordinator = Coordinator("m", LAYOUT, plan, version, round_=1, opened_at=OPENED, history=known)
+        for device in range(60):  # the first two are taken: nobody knows yet how many come
+            coordinator.check_in(str(device), OPENED)
+        for entry in coordinator.snapshot().entries:
+            coordinator.submit(update_of(entry.assignment, loss=0.0), OPENED)
+        coordinator.tick(OPENED)
+        for device in range(60):
+            answer = coordinator.check_in(str(device), OPENED)
+            taken += [device] if isinstance(answer, Assignment) else []
+    assert len(taken) > 40
+    assert min(taken) >= 38
