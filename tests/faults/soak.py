@@ -1,11 +1,12 @@
 """Play many disasters, or one of them again: `make soak SEEDS=100000`, `python tests/faults/soak.py --seed 17`.
 
 Prints how many faults of each kind struck, how many facts were looked at for each promise, and the seeds of the runs
-that broke one. Exits with 1 if there are any.
+that broke one. Exits with 1 if there are any. Ctrl-C ends it early: what was played until then is reported.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -53,11 +54,12 @@ def play_all(seeds: range) -> Tally:
     return tally
 
 
-def soak(first: int, seeds: int, jobs: int) -> Tally:
-    """Play `seeds` runs on several cores, saying how far it is."""
-    tally, began, said = Tally(), time.monotonic(), 0
+def soak(tally: Tally, first: int, seeds: int, jobs: int) -> None:
+    """Play `seeds` runs on several cores, add them up in `tally`, and say how far it is."""
+    began, said = time.monotonic(), 0
     chunks = [range(start, min(start + CHUNK, first + seeds)) for start in range(first, first + seeds, CHUNK)]
-    with ProcessPoolExecutor(jobs) as pool:
+    pool = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
         for part in pool.map(play_all, chunks):
             tally.add(part)
             for seed, error in part.broken.items():
@@ -65,7 +67,10 @@ def soak(first: int, seeds: int, jobs: int) -> Tally:
             if tally.runs * 20 // seeds > said:
                 said = tally.runs * 20 // seeds
                 print(f"{tally.runs} of {seeds} runs, {time.monotonic() - began:.0f} s", flush=True)
-    return tally
+    except KeyboardInterrupt:
+        print(f"ended after {tally.runs} of {seeds} runs", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def report(tally: Tally, seconds: float) -> str:
@@ -93,7 +98,8 @@ def main() -> int:
             print(f"told: {len(story.told.counted)} counted, {len(story.told.late)} late")
             print(f"looked at: {dict(look_at(story))}")
         return 0
-    tally = soak(options.first, options.seeds, options.jobs)
+    tally = Tally()
+    soak(tally, options.first, options.seeds, options.jobs)
     print(report(tally, time.monotonic() - began))
     return 1 if tally.broken else 0
 
