@@ -70,7 +70,7 @@ def soak(tally: Tally, first: int, seeds: int, jobs: int) -> None:
     except KeyboardInterrupt:
         print(f"ended after {tally.runs} of {seeds} runs", flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def report(tally: Tally, seconds: float) -> str:
