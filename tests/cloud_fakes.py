@@ -52,6 +52,9 @@ class FaultyStore(ObjectStore):
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         return self._around("list", prefix, lambda: iter([*self.inner.list(prefix, after)]))
 
+    def remove(self, key: str) -> None:
+        self._around("remove", key, lambda: self.inner.remove(key))
+
     def _around(self, verb, key, call):
         self.calls.append((verb, key))
         self.before(verb, key)

@@ -1,12 +1,14 @@
 """An S3 for tests: moto's application behind a gate that does what S3 does and moto does not, and that can fail.
 
 What the gate adds: requests go one by one, however many ask; `If-Match` counts when an upload in parts ends; a
-body that broke off is no object; a signed address must be used as it was signed (AWS Signature Version 4, query form).
+body that broke off is no object; a signed address must be used as it was signed (AWS Signature Version 4, query form);
+a body has the SHA-256 that its header says.
 
 `Gate.faults` strike the requests that come next, in order. An answer that is too late waits until its client has hung
 up: nobody sleeps.
 """
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -85,6 +87,8 @@ class Gate:
             environ["QUERY_STRING"] += f"&max-keys={self.max_keys}"
         if broken_signature(environ) is not None:
             return "403 Forbidden", [("Content-Type", "application/xml")], error_body("SignatureDoesNotMatch")
+        if broken_checksum(environ):
+            return "400 Bad Request", [("Content-Type", "application/xml")], error_body("BadDigest")
         with self._step:
             if "uploadId=" in environ.get("QUERY_STRING", "") and environ.get("HTTP_IF_MATCH"):
                 found = self._etag(environ)
@@ -175,6 +179,14 @@ def broken_signature(environ):
         secret = hmac.digest(secret, word.encode(), "sha256")
     good = hmac.new(secret, text.encode(), "sha256").hexdigest()
     return None if hmac.compare_digest(good, given["X-Amz-Signature"]) else "the signature does not match"
+
+
+def broken_checksum(environ):
+    """Return whether a body is another one than its SHA-256 says; moto does not look."""
+    wanted = environ.get("HTTP_X_AMZ_CHECKSUM_SHA256")
+    if wanted is None or not isinstance(environ["wsgi.input"], io.BytesIO):
+        return False
+    return wanted != base64.b64encode(hashlib.sha256(environ["wsgi.input"].getvalue()).digest()).decode()
 
 
 def key(header):

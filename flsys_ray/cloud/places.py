@@ -19,16 +19,21 @@
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
     models/{model}/evaluations/{n}/{assignment}.{device}              one by an evaluation assignment of version n
+    staged/{deadline}/{model}/{assignment}.{device}                   an update that is not announced yet, on S3
 
 {model} is a model's id, `{app}/{name}`: names are an app's own. What lies in `secrets/` (but for the root), `apps/`,
-`enrolled/`, `revoked/` and `devices/` may change. Nothing else here is ever replaced: every object is made once.
+`enrolled/`, `revoked/` and `devices/` may change, and what is staged goes. Nothing else here is ever replaced: every
+object is made once.
 """
+
+import math
 
 SIGNING_KEY = "secrets/signing.json"
 SIGNING_KEYS = "secrets/keys.json"
 OPERATOR_KEY = "secrets/operator.json"
 CATALOG = "catalog/"
 MODELS = "models/"
+STAGED = "staged/"
 
 
 def app(name: str) -> str:
@@ -124,6 +129,16 @@ def updates(model: str, round_: int) -> str:
 def update(model: str, round_: int, assignment_id: str, device_id: str) -> str:
     """Return the key of one assignment's outcome: its update, or nothing if it was given back."""
     return f"{updates(model, round_)}{assignment_id}.{device_id}"
+
+
+def staged(model: str, deadline: float, assignment_id: str, device_id: str) -> str:
+    """Return the key of an update that a phone puts there by itself: what is due first comes first."""
+    return f"{STAGED}{math.ceil(deadline):012d}/{model}/{assignment_id}.{device_id}"
+
+
+def staged_until(key: str) -> float:
+    """Return the deadline in the key of a staged update, rounded up to a second."""
+    return float(key.removeprefix(STAGED).partition("/")[0])
 
 
 def evaluations(model: str, round_: int) -> str:

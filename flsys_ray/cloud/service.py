@@ -22,6 +22,7 @@ from flsys_ray.cloud.hosts import Action, Hosts
 from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.quotas import AppQuotas
+from flsys_ray.cloud.staging import Staging
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.cloud.versions import load_plan, load_program, sha256
@@ -93,6 +94,7 @@ class Cloud:
         self.quotas = AppQuotas(AppRecords(store), self.standings, self._ids_of, clock)
         self.checkins = CheckIns(hosts, self.standings, clock, terms or Terms())
         self.updates = Updates(store, hosts, clock, self.manifest, self.plan, meter)
+        self.staging = Staging(store, clock, self.updates)
         self._listed = lru_cache(maxsize=10_000)(self._look_up)
         self._manifest = lru_cache(maxsize=256)(self._read_manifest)
         self._plan = lru_cache(maxsize=256)(lambda model, digest: load_plan(store, model, digest))
@@ -321,7 +323,7 @@ class Cloud:
             augmentation=_augmentation(offer),
             label_counts=offer.label_counts,
             local=offer.local,
-            upload=_upload(offer),
+            upload=_upload(offer, staged=self.staging.open),
             deadline_s=max(0.0, work.deadline - self.clock()),
             serving=offer.serving,
         )
@@ -352,11 +354,13 @@ def _augmentation(offer: Offer) -> AugmentationMessage | None:
     )
 
 
-def _upload(offer: Offer) -> UploadLink:
+def _upload(offer: Offer, *, staged: bool) -> UploadLink:
     """Return where an update goes, and in which encodings: the plan's own, or float32."""
     wanted, control = offer.compression, offer.control_sha256 is not None
+    base = f"/v1/assignments/{offer.assignment.assignment_id}"
     return UploadLink(
-        url=f"/v1/assignments/{offer.assignment.assignment_id}/update",
+        url=f"{base}/update",
+        staged=f"{base}/staged" if staged else None,
         encodings=list(dict.fromkeys((wanted.name, FLOAT32.name))),
         compression=None if wanted == FLOAT32 else wanted.model_dump(mode="json"),
         max_bytes=max_update_bytes(offer.parameters, control=control, encoding=wanted),

@@ -63,6 +63,10 @@ class Updates:
         parameters = self._manifest(model, ticket.program_sha256).parameters
         return max_update_bytes(parameters, control=plan.aggregation.carries_control, encoding=plan.compression)
 
+    def stored(self, ticket: Ticket) -> bytes:
+        """Return what is stored for an assignment: nothing if it was given back. Raises `Missing`."""
+        return self._store.get(_key(ticket)).body
+
     async def take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
         """Count an update once, however often it comes.
 
@@ -119,16 +123,14 @@ class Updates:
 
     def _make_durable(self, ticket: Ticket, body: bytes) -> Ready:
         update = self._decode(ticket, body)
-        work = ticket.assignment
-        key = places.update(work.model, work.round, work.assignment_id, work.device_id)
-        if self._clock() <= work.deadline:
+        if self._clock() <= ticket.assignment.deadline:
             try:
-                self._store.put_new(key, body)
+                self._store.put_new(_key(ticket), body)
                 return Ready(update, ticket.plan_sha256, fresh=True)
             except AlreadyExists:
                 pass
         try:
-            stored = self._store.get(key).body
+            stored = self.stored(ticket)
         except Missing:
             raise _late(ticket, "deadline-passed") from None
         if not stored:
@@ -148,6 +150,11 @@ class Updates:
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
         return to_update(work, decoded, body)
+
+
+def _key(ticket: Ticket) -> str:
+    work = ticket.assignment
+    return places.update(work.model, work.round, work.assignment_id, work.device_id)
 
 
 def _late(ticket: Ticket, reason: str) -> Late:

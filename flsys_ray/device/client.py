@@ -36,9 +36,12 @@ from flsys_ray.wire.schemas import (
     Message,
     UpdateReply,
 )
+from flsys_ray.wire.staged_schemas import StagedUpdate, UploadAddress
 
 ATTEST_RETRY_S = 60.0
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
+ALREADY_THERE = 412  # If-None-Match: an earlier attempt did it, whose answer was lost
+_TIMEOUTS = {"timeout": TIMEOUT.as_dict()}
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -120,6 +123,18 @@ class CloudClient:
         headers = {**_about(assignment), "Content-Type": SAFETENSORS}
         return self._attempts(lambda: self._put_update(token, assignment.upload.url, headers, body))
 
+    def address(self, token: str, assignment: AssignmentMessage, update: StagedUpdate) -> UploadAddress:
+        """Ask where an update may be put, if the assignment offers it. Raises `Late`, `TooLarge`, `NotFound` ..."""
+        return self._message(f"POST {assignment.upload.staged}", token, UploadAddress, update, _about(assignment))
+
+    def put_at(self, address: UploadAddress, body: bytes) -> None:
+        """Put an update at an address of the cloud's store. No token goes there. Raises `InvalidInput`, `TryLater`."""
+        self._attempts(lambda: self._put_at(address, body))
+
+    def announce(self, token: str, assignment: AssignmentMessage, update: StagedUpdate) -> UpdateReply:
+        """Say that an update was put at its address. Raises what `upload` does, and `Conflict` if it is not there."""
+        return self._message(f"PUT {assignment.upload.staged}", token, UpdateReply, update, _about(assignment))
+
     def give_back(self, token: str, assignment: AssignmentMessage, request: GiveBackRequest) -> None:
         """Give an assignment back."""
         path = f"/v1/assignments/{assignment.assignment_id}"
@@ -196,6 +211,26 @@ class CloudClient:
 
     def _put_update(self, token: str, url: str, headers: Mapping[str, str], body: bytes) -> UpdateReply:
         return _parse(UpdateReply, self.send("PUT", url, token, headers, body))
+
+    def _put_at(self, address: UploadAddress, body: bytes) -> None:
+        try:
+            url = httpx2.URL(address.url)
+        except httpx2.InvalidURL:
+            raise InvalidInput("the cloud sent an address for an update that is none") from None
+        if url.scheme not in ("https", self.http.base_url.scheme):  # not less safe than the way to the cloud
+            raise InvalidInput(f"the cloud sent an address for an update that begins with {url.scheme[:10]!r}")
+        request = httpx2.Request("PUT", url, headers=address.headers, content=body, extensions=_TIMEOUTS)
+        try:
+            response = self.http.send(request)
+        except httpx2.RequestError as error:
+            raise TryLater(f"the cloud's store cannot be reached ({type(error).__name__})", 0.0) from error
+        self.traffic.up_bytes += len(body)
+        self.traffic.down_bytes += len(response.content)
+        status = response.status_code
+        if status >= 500 or status == 429:
+            raise TryLater(f"the cloud's store answered {status}", 0.0)
+        if not response.is_success and status != ALREADY_THERE:
+            raise InvalidInput(f"the cloud's store answered {status}")
 
     def _latest(self, token: str, path: str) -> LatestVersion:
         response = self.stream(path, token, {"Range": "bytes=0-0"})

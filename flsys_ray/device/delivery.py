@@ -9,6 +9,7 @@ from typing import Literal
 from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import Journal, OpenAssignment
 from flsys_ray.device.outcome import Kind, Outcome
+from flsys_ray.device.staged import send_update
 from flsys_ray.errors import Conflict, FlsysError, Late, TryLater, Unauthenticated
 from flsys_ray.wire.schemas import EvaluationRequest, GiveBackRequest
 
@@ -33,7 +34,7 @@ def _upload(item: OpenAssignment, delta: bytes, identity: Identity, journal: Jou
         journal.settle(item.id, "refused", now, f"the update has {len(delta)} bytes, the assignment takes {limit}")
         return _outcome("refused", item, now, "too large")
     try:
-        reply = identity.call(lambda token: identity.client.upload(token, item.message, delta))
+        reply = identity.call(lambda token: send_update(identity.client, token, item.message, delta))
     except (TryLater, Unauthenticated):
         raise
     except FlsysError as error:

@@ -8,7 +8,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 import flsys_ray
 from flsys_ray.cloud.inference import Inference
 from flsys_ray.cloud.service import Cloud
-from flsys_ray.http import access_api, dashboard, developer_api, device_api, problems
+from flsys_ray.http import access_api, dashboard, developer_api, device_api, problems, staged_api
 from flsys_ray.http.admission import Admission, Bounds
 from flsys_ray.http.limits import JsonBodyLimit
 from flsys_ray.http.short_way import ShortWay
@@ -63,6 +63,7 @@ def create_app(
     problems.install(app)
     app.add_middleware(JsonBodyLimit)
     app.include_router(device_api.router)
+    app.include_router(staged_api.router)
     app.include_router(developer_api.router)
     app.include_router(access_api.devices)
     app.include_router(access_api.operators)

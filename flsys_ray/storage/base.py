@@ -5,13 +5,15 @@
 - `get`: an object, or a range of its bytes.
 - `list`: the keys under a prefix, in order.
 
+Beside them there is `remove`, for tidying up: it coordinates nothing.
+
 When a call returns, its effect is durable. When it raises `StoreUnavailable`, the effect may or may not have happened:
 `put_new` and `swap` may be repeated, and a repeat that finds its own bytes under the key is a success.
 """
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flsys_ray.errors import AlreadyExists, Changed, InvalidInput
@@ -27,6 +29,14 @@ class StoredObject:
     body: bytes
     size: int
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedPut:
+    """An address by which anyone may create one object. The request must carry `headers`, and a body that fits them."""
+
+    url: str
+    headers: Mapping[str, str]
 
 
 class ObjectStore(ABC):
@@ -56,6 +66,22 @@ class ObjectStore(ABC):
     @abstractmethod
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Yield the keys that begin with `prefix` and come after the key `after`, in order of their code points."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove an object; one that is not there is removed already.
+
+        Only for what nobody creates, replaces or waits for any more: after it `put_new` makes the object again.
+        """
+
+    @property
+    def presigns(self) -> bool:
+        """Whether phones may be sent to this store with a `presigned_put`."""
+        return False
+
+    def presigned_put(self, key: str, size: int, expires_s: float, sha256: str | None = None) -> PresignedPut:
+        """Return an address by which a phone creates an object. Raises `InvalidInput` if the store has none."""
+        raise InvalidInput(f"store: it has no address at which a phone could put {key}")
 
 
 def check_key(key: str) -> str:

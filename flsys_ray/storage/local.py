@@ -86,6 +86,15 @@ class LocalStore(ObjectStore):
                 if key.startswith(prefix) and key > after:
                     yield key
 
+    def remove(self, key: str) -> None:
+        """Unlink an object and sync its folder. Folders stay: somebody may be about to write into one."""
+        path = self._path(key)
+        with _store_errors(key), suppress(FileNotFoundError, NotADirectoryError):
+            if path.is_dir():
+                return
+            path.unlink()
+            _sync_folder(path.parent)
+
     # Inside ------------------------------------------------------------------------------------------------------
 
     def _path(self, key: str) -> Path:

@@ -49,6 +49,11 @@ class MemoryStore(ObjectStore):
             keys = sorted(key for key in self._objects if key.startswith(prefix) and key > after)
         return iter(keys)
 
+    def remove(self, key: str) -> None:
+        """Forget an object. Its folders stay."""
+        with self._lock:
+            self._objects.pop(check_key(key), None)
+
     def _put(self, key: str, body: bytes) -> str:
         self._writes += 1
         stored = StoredObject(bytes(body), len(body), f"{self._writes:x}")

@@ -16,7 +16,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ import boto3
 from botocore.config import Config
 
 from flsys_ray.errors import AlreadyExists, Changed, InvalidInput, Missing, StoreRefusal, StoreUnavailable
-from flsys_ray.storage.base import ObjectStore, StoredObject, check_key, check_prefix
+from flsys_ray.storage.base import ObjectStore, PresignedPut, StoredObject, check_key, check_prefix
 from flsys_ray.storage.s3_faults import BOTO_ERRORS, Passing, Refused, sort_out
 from flsys_ray.storage.s3_place import S3Place
 
@@ -48,14 +48,6 @@ class _Write:
     metadata: dict[str, str]
     condition: dict[str, str]
     refusal: StoreRefusal
-
-
-@dataclass(frozen=True, slots=True)
-class PresignedPut:
-    """An address by which anyone may create one object. The request must carry `headers`, and a body that fits them."""
-
-    url: str
-    headers: Mapping[str, str]
 
 
 def make_client(place: S3Place) -> Any:
@@ -131,6 +123,19 @@ class S3Store(ObjectStore):
             if not page.get("IsTruncated"):
                 return
 
+    def remove(self, key: str) -> None:
+        """Remove an object: one DELETE. In a versioned bucket its bytes stay, as a version that is not current."""
+        check_key(key)
+        try:
+            self._repeat(lambda: self._call("delete_object", **self._at(key)))
+        except Refused:
+            return
+
+    @property
+    def presigns(self) -> bool:
+        """Whether the store's URI says so: phones must reach the endpoint."""
+        return self.place.presigned
+
     def presigned_put(self, key: str, size: int, expires_s: float, sha256: str | None = None) -> PresignedPut:
         """Return an address by which a phone creates an object of `size` bytes, once, within `expires_s` seconds.
 
@@ -175,7 +180,10 @@ class S3Store(ObjectStore):
 
     def _settle(self, write: _Write) -> str:
         """Return the etag of a write that was refused because of its own first try, or raise what became of it."""
-        found = self._head(write.key)
+        try:
+            found = self._head(write.key)
+        except Missing:
+            raise StoreUnavailable(f"store {self.place.name}: {write.key} was removed meanwhile", 1.0) from None
         if found["Metadata"].get(_WRITE) == write.metadata[_WRITE]:
             return _etag(found)
         replaced = found["Metadata"].get(_REPLACED)

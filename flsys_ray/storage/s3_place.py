@@ -8,6 +8,7 @@
     connections        connections that are kept open: threads that use the store at once
     tries              how often one request is sent at most
     total_s            seconds after which no further try begins
+    presigned          true: phones may be sent to the bucket to put their updates there; default: false
     multipart_bytes    a larger object goes up in parts of this size; S3 allows no part but the last below 5 MiB
 
 Credentials come from the usual AWS chain: environment, shared files, container or instance role. Never from here: a
@@ -45,6 +46,7 @@ class S3Place:
     tries: int = 6
     total_s: float = 40.0
     multipart_bytes: int = 32 * 2**20
+    presigned: bool = False
 
     @property
     def name(self) -> str:
@@ -131,4 +133,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "tries": _count,
     "total_s": _seconds,
     "multipart_bytes": _part,
+    "presigned": _truth,
 }

@@ -131,6 +131,9 @@ class UploadLink(Message):
         None, description="the first of `encodings` with its hyper-parameters; null: float32"
     )
     max_bytes: int
+    staged: str | None = Field(
+        None, description="`POST` there gives an address to put the update to; null: only `url` takes it"
+    )
 
 
 class AssignmentMessage(Message):

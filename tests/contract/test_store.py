@@ -111,7 +111,7 @@ def shared(request):
     return SHARED[request.param]
 
 
-# The four verbs --------------------------------------------------------------------------------------------------
+# The verbs -------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_put_is_what_is_got(store):
@@ -202,6 +202,34 @@ def test_put_same_is_new_once_and_refuses_other_bytes(store):
         put_same(store, "k", b"2")
 
 
+def test_what_was_removed_is_not_there_and_can_be_made_again(store):
+    for key in ("a/1", "a/2", "b"):
+        store.put_new(key, b"x")
+    first = store.get("a/1").etag
+    for _ in range(2):
+        store.remove("a/1")
+    assert list(store.list("")) == ["a/2", "b"]
+    with pytest.raises(Missing):
+        store.get("a/1")
+    with pytest.raises(Missing):
+        store.swap("a/1", b"y", first)
+    store.put_new("a/1", b"again")
+    assert store.get("a/1").body == b"again"
+
+
+def test_what_never_was_is_removed_already(store):
+    store.put_new("a/b", b"x")
+    for key in ("a", "a/c", "a/b/c", "c"):
+        store.remove(key)
+    assert list(store.list("")) == ["a/b"]
+
+
+def test_a_store_of_this_machine_has_no_address_for_phones(store_with_folders):
+    assert not store_with_folders.presigns
+    with pytest.raises(InvalidInput, match="no address"):
+        store_with_folders.presigned_put("a", 1, 60)
+
+
 # Keys ------------------------------------------------------------------------------------------------------------
 
 BAD_KEYS = [
@@ -249,6 +277,7 @@ def test_what_is_no_key_is_refused_by_every_verb(store, key):
         lambda: store.put_new(key, b"x"),
         lambda: store.get(key),
         lambda: store.swap(key, b"x", "etag"),
+        lambda: store.remove(key),
     ):
         with pytest.raises(InvalidInput, match="is not a key"):
             call()

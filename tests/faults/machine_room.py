@@ -171,6 +171,9 @@ class ProcessStore(ObjectStore):
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         return iter(self._around(lambda: [*self._inner.list(prefix, after)]))
 
+    def remove(self, key: str) -> None:
+        self._around(lambda: self._inner.remove(key), writes=True)
+
     def _around(self, call: Callable[[], T], writes: bool = False) -> T:
         self._step()
         if self._room.strikes("store_fails_before"):
