@@ -49,7 +49,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         plan_sha256=head.round_plan_sha256,
         weights_sha256=weights_sha256,
         parameters=coordinator.layout.size,
-        local=coordinator.plan.local,
+        local=coordinator.plan.local.at(work.version),
         serving=head.promoted in (None, work.version),
         control_sha256=control,
         compression=coordinator.plan.compression,

@@ -64,6 +64,17 @@ class LocalTraining(_Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many batches, whatever the epochs")
 
 
+class LocalPlan(LocalTraining):
+    """Local training whose steps shrink from version to version (Li et al. 2020, arXiv 1907.02189, theorem 1)."""
+
+    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the rate's factor from one version to the next")
+
+    def at(self, version: int) -> LocalTraining:
+        """Return what a device does that begins with this version."""
+        rate = max(self.learning_rate * self.learning_rate_decay**version, 1e-30)  # which float32 can say
+        return LocalTraining(**self.model_dump(exclude={"learning_rate_decay"}) | {"learning_rate": rate})
+
+
 class Augmentation(_Section):
     """What a device trains on beside its own examples, and how it changes sensor windows in each epoch, in order."""
 
@@ -114,7 +125,7 @@ class TrainingPlan(_Section):
     server_optimizer: AnyOptimizer = Field("sgd", validate_default=True)
     augmentation: Augmentation = Augmentation()
     compression: Annotated[Any, OneOf(ENCODINGS, "float32")] = Field("float32", validate_default=True)
-    local: LocalTraining = LocalTraining()
+    local: LocalPlan = LocalPlan()
     eligibility: Eligibility = Eligibility()
     limits: Limits = Limits()
     stopping: Stopping = Stopping()

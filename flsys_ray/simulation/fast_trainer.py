@@ -93,9 +93,9 @@ class _Graphs:
         self._answers = tf.function(self._answer_batch, autograph=False)
 
     def step(
-        self, leaves: list[Tensor], slots: list[Tensor], batch: Batch, anchor: list[Tensor], key: Tensor
+        self, leaves: list[Tensor], slots: list[Tensor], batch: Batch, anchor: list[Tensor], rate: Tensor, key: Tensor
     ) -> tuple[Any, ...]:
-        """Return the leaves, slots and loss after one step; see `signatures.train`. `key` is the noise's."""
+        """Return the leaves, slots and loss after one step at a rate; see `signatures.train`. `key` is the noise's."""
         local, variables = self.spec.local, self.blueprint.leaves.variables
         values = {id(v.source): leaf for v, leaf in zip(variables, leaves, strict=True)}
         replay = Replay(values, training=True, rows=batch.mask, noise=Noise(key), instead=self.instead)
@@ -105,7 +105,6 @@ class _Graphs:
             if local.proximal_mu:
                 gradient += local.proximal_mu * (leaf - start)
             flat, after = tf.reshape(leaf, [-1]), tf.reshape(gradient, [-1])
-            rate = tf.constant(local.learning_rate, tf.float32)
             flat, slot = self.blueprint.optimizer.step(flat, after, rate, slot)
             made.append(tf.reshape(flat, leaf.shape))
             made_slots.append(tf.zeros([0]) if slot is None else slot)
@@ -155,8 +154,7 @@ class _Graphs:
 
     def shift(self, work: Work) -> Vector:
         """Return what each step takes off besides its gradient, [P]; [0] if nothing."""
-        rate = np.float32(self.spec.local.learning_rate)
-        return np.zeros(0, np.float32) if work.correction is None else rate * work.correction
+        return np.zeros(0, np.float32) if work.correction is None else np.float32(work.rate) * work.correction
 
 
 class OneByOne(_Graphs):
@@ -172,7 +170,8 @@ class OneByOne(_Graphs):
         for work in group.works:
             rows, mask = self.batches(work)
             base, examples, shift = group.bases[work.base], self.spec.training, self.shift(work)
-            arguments = (base, examples.x[work.rows], examples.y[work.rows], rows, mask, shift)
+            rate = np.float32(work.rate)
+            arguments = (base, examples.x[work.rows], examples.y[work.rows], rows, mask, rate, shift)
             vector, loss_sum = self._graph(shift.size)(*(tf.constant(a) for a in arguments))
             deltas.append(vector.numpy() - base)
             losses.append(float(loss_sum) / float(mask.sum()))
@@ -186,12 +185,14 @@ class OneByOne(_Graphs):
                 x = tf.TensorSpec([None, *m.input_shape], getattr(tf, m.input_dtype))
                 rows = tf.TensorSpec([None, m.batch_size], tf.int32)
                 specs = [tf.TensorSpec([m.parameters]), x, tf.TensorSpec([None], tf.int32), rows]
-                specs += [tf.TensorSpec([None, m.batch_size]), tf.TensorSpec([shift])]
+                specs += [tf.TensorSpec([None, m.batch_size]), tf.TensorSpec([]), tf.TensorSpec([shift])]
                 function = tf.function(self._local_training, input_signature=specs, autograph=False)
                 self._graphs[shift] = function.get_concrete_function()
             return self._graphs[shift]
 
-    def _local_training(self, base: Tensor, x: Tensor, y: Tensor, rows: Tensor, mask: Tensor, shift: Tensor) -> Any:
+    def _local_training(
+        self, base: Tensor, x: Tensor, y: Tensor, rows: Tensor, mask: Tensor, rate: Tensor, shift: Tensor
+    ) -> Any:
         anchor, slots, size = self.unpack(base), self.fresh_slots(), self.manifest.batch_size
         shifts = self.unpack(shift) if shift.shape[0] else []
 
@@ -199,7 +200,7 @@ class OneByOne(_Graphs):
             bx = tf.ensure_shape(tf.gather(x, rows[i]), [size, *self.manifest.input_shape])
             batch = Batch(bx, tf.gather(y, rows[i]), mask[i])
             key = key_of_values(*leaves, tf.cast(bx, tf.float32))
-            leaves, slots, loss = self.step(list(leaves), list(slots), batch, anchor, key)
+            leaves, slots, loss = self.step(list(leaves), list(slots), batch, anchor, rate, key)
             if shifts:
                 leaves = [leaf - off for leaf, off in zip(leaves, shifts, strict=True)]
             return i + 1, leaves, slots, loss_sum + loss * tf.reduce_sum(mask[i])
@@ -231,15 +232,16 @@ class Together(_Graphs):
         x = np.zeros((devices, longest, *self.manifest.input_shape), examples.x.dtype)
         y = np.zeros((devices, longest), np.int32)
         bases = np.zeros((devices, self.manifest.parameters), np.float32)
+        rates = np.zeros(devices, np.float32)
         shifts = np.zeros((devices, self.manifest.parameters if self._corrected(group) else 0), np.float32)
         for i, (work, (its_rows, its_mask)) in enumerate(zip(group.works, batches, strict=True)):
             rows[i, : len(its_rows)], mask[i, : len(its_rows)] = its_rows, its_mask
             x[i, : len(work.rows)], y[i, : len(work.rows)] = examples.x[work.rows], examples.y[work.rows]
-            bases[i] = group.bases[work.base]
+            bases[i], rates[i] = group.bases[work.base], work.rate
             if work.correction is not None:
                 shifts[i] = self.shift(work)
         run = self._graph(devices, shifts.shape[1])
-        found, loss_sum = run(*(tf.constant(a) for a in (bases, x, y, rows, mask, shifts)))
+        found, loss_sum = run(*(tf.constant(a) for a in (bases, x, y, rows, mask, rates, shifts)))
         count = len(group.works)
         delta = found.numpy()[:count] - bases[:count]
         return Deltas(delta, loss_sum.numpy()[:count] / mask[:count].sum((1, 2)), steps)
@@ -259,7 +261,11 @@ class Together(_Graphs):
         x = tf.TensorSpec([devices, None, *m.input_shape], getattr(tf, m.input_dtype))
         rows = tf.TensorSpec([devices, None, m.batch_size], tf.int32)
         specs = [tf.TensorSpec([devices, m.parameters]), x, tf.TensorSpec([devices, None], tf.int32), rows]
-        specs += [tf.TensorSpec([devices, None, m.batch_size]), tf.TensorSpec([devices, shift])]
+        specs += [
+            tf.TensorSpec([devices, None, m.batch_size]),
+            tf.TensorSpec([devices]),
+            tf.TensorSpec([devices, shift]),
+        ]
         return tf.function(self._local_training, input_signature=specs, autograph=False).get_concrete_function()
 
     def _compile(self, devices: int, shift: int) -> Any:
@@ -269,11 +275,13 @@ class Together(_Graphs):
         slots = [tf.TensorSpec([devices, *slot.shape]) for slot in self.fresh_slots()]
         x = tf.TensorSpec([devices, m.batch_size, *m.input_shape], getattr(tf, m.input_dtype))
         batch = (x, tf.TensorSpec([devices, m.batch_size], tf.int32), tf.TensorSpec([devices, m.batch_size]))
-        arguments = (leaves, slots, batch, leaves, leaves if shift else [])
+        arguments = (leaves, slots, batch, leaves, tf.TensorSpec([devices]), leaves if shift else [])
         vectorised = tf.function(self._step_of_all, autograph=False).get_concrete_function(*arguments)
         return tf.function(lambda *given: vectorised(*given), jit_compile=True, autograph=False)
 
-    def _local_training(self, base: Tensor, x: Tensor, y: Tensor, rows: Tensor, mask: Tensor, shift: Tensor) -> Any:
+    def _local_training(
+        self, base: Tensor, x: Tensor, y: Tensor, rows: Tensor, mask: Tensor, rate: Tensor, shift: Tensor
+    ) -> Any:
         devices, size = base.shape[0], self.manifest.batch_size
         anchor = self._unpack_all(base)
         shifts = self._unpack_all(shift) if shift.shape[1] else []
@@ -283,7 +291,7 @@ class Together(_Graphs):
         def body(i: Tensor, leaves: Any, slots: Any, loss_sum: Tensor) -> tuple[Any, ...]:
             bx = tf.ensure_shape(tf.gather(x, rows[:, i], batch_dims=1), [devices, size, *self.manifest.input_shape])
             batch = (bx, tf.gather(y, rows[:, i], batch_dims=1), mask[:, i])
-            leaves, slots, loss = step_of_all(list(leaves), list(slots), batch, anchor, shifts)
+            leaves, slots, loss = step_of_all(list(leaves), list(slots), batch, anchor, rate, shifts)
             return i + 1, leaves, slots, loss_sum + loss
 
         state = (tf.constant(0), anchor, slots, tf.zeros([devices]))
@@ -296,12 +304,14 @@ class Together(_Graphs):
         parts = tf.split(vectors, [leaf.size for leaf in self.blueprint.leaves.layout.leaves], axis=1)
         return [tf.reshape(part, [vectors.shape[0], *v.shape]) for part, v in zip(parts, variables, strict=True)]
 
-    def _step_of_all(self, leaves: Any, slots: Any, batch: Any, anchor: Any, shifts: Any) -> tuple[Any, ...]:
+    def _step_of_all(
+        self, leaves: Any, slots: Any, batch: Any, anchor: Any, rate: Tensor, shifts: Any
+    ) -> tuple[Any, ...]:
         """Take one step on each device that has examples in its batch."""
 
         def one(arguments: Any) -> tuple[Any, ...]:
-            leaves, slots, (x, y, mask), anchor, shifts, key = arguments
-            made, made_slots, loss = self.step(leaves, slots, Batch(x, y, mask), anchor, key)
+            leaves, slots, (x, y, mask), anchor, rate, shifts, key = arguments
+            made, made_slots, loss = self.step(leaves, slots, Batch(x, y, mask), anchor, rate, key)
             if shifts:
                 made = [leaf - off for leaf, off in zip(made, shifts, strict=True)]
             count = tf.reduce_sum(mask)
@@ -309,7 +319,7 @@ class Together(_Graphs):
             kept_slots = [tf.where(count > 0, new, old) for new, old in zip(made_slots, slots, strict=True)]
             return kept, kept_slots, loss * count
 
-        everything = (leaves, slots, batch, anchor, shifts, _keys(*leaves, tf.cast(batch[0], tf.float32)))
+        everything = (leaves, slots, batch, anchor, rate, shifts, _keys(*leaves, tf.cast(batch[0], tf.float32)))
         result: tuple[Any, ...] = tf.vectorized_map(one, everything, fallback_to_while_loop=False)
         return result
 

@@ -33,7 +33,7 @@ class ProgramTrainer:
                 examples.x[work.rows],
                 examples.y[work.rows],
                 epochs=local.epochs,
-                learning_rate=local.learning_rate,
+                learning_rate=work.rate,
                 proximal_mu=local.proximal_mu,
                 rng=generator(0, "local-training", work.round, work.assignment_id),
                 max_steps=local.max_steps,

@@ -62,7 +62,11 @@ class Trainee:
             pair = self._pairs[work.assignment_id] = ControlPair(version.control, own, self.layout.trainable_mask())
             correction = pair.correction
         rows, base = self.model.population.rows(device), self._versions[work.version]
-        self.desk.give(Work(work.assignment_id, work.round, work.version, rows, correction), base, arrives_at)
+        rate = self._rate(work)
+        self.desk.give(Work(work.assignment_id, work.round, work.version, rows, rate, correction), base, arrives_at)
+
+    def _rate(self, work: Assignment) -> float:
+        return self.model.plan.local.at(work.version).learning_rate
 
     def submit(self, work: Assignment, device: int, now: float) -> tuple[bool, int]:
         """An update arrives: return whether it was counted, and how many trainings were computed for it (1 or 0)."""
@@ -76,7 +80,7 @@ class Trainee:
             self.coordinator.give_back(work, now)  # it diverged: a phone uploads nothing, and gives the work back
             return False, 1
         if pair is not None:
-            change = pair.change(result.delta, result.steps, self.model.plan.local.learning_rate)
+            change = pair.change(result.delta, result.steps, self._rate(work))
         examples = self.model.population.count(device)
         update = Update(
             work,

@@ -23,7 +23,7 @@ TrainerName = Literal["fast", "program"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """One device's local training: of version `base`, on the rows of the pool that are its examples.
+    """One device's local training: of version `base`, on the rows of the pool that are its examples, at `rate`.
 
     `correction` [P] is added to each gradient, for a rule that carries controls.
     """
@@ -32,6 +32,7 @@ class Work:
     round: int
     base: int
     rows: NDArray[np.int64]
+    rate: float
     correction: Vector | None = None
 
 

@@ -51,7 +51,8 @@ def group_of(spec: TrainerSpec, sizes=(50, 8, 31), *, corrected: bool = False) -
     def work(i: int, size: int) -> Work:
         rows = np.sort(rng.choice(len(spec.training.y), size, replace=False))
         correction = np.where(trainable, rng.normal(0, 0.01, len(trainable)), 0).astype(np.float32)
-        return Work(f"{i:08d}-aa", i, 3 * (i % 2), rows, correction if corrected else None)
+        rate = spec.local.learning_rate * 0.9 ** (i % 2)
+        return Work(f"{i:08d}-aa", i, 3 * (i % 2), rows, rate, correction if corrected else None)
 
     return Group("m", tuple(work(i, size) for i, size in enumerate(sizes)), bases)
 

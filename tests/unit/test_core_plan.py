@@ -5,6 +5,7 @@ import math
 import types
 import typing
 
+import numpy as np
 import pytest
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
@@ -23,6 +24,7 @@ from flsys_ray.core.pacing.late import LateUpdates
 from flsys_ray.core.plan import (
     Eligibility,
     Limits,
+    LocalPlan,
     LocalTraining,
     Stopping,
     TrainingPlan,
@@ -290,3 +292,11 @@ def test_the_scale_follows_from_pacing_and_limits():
 def test_hyper_parameters_without_a_name_are_those_of_the_default(field: str, values: dict[str, object]) -> None:
     default = getattr(TrainingPlan(), field)
     assert getattr(parse_plan({field: values}), field) == default.model_copy(update=values)
+
+
+def test_a_rate_that_decays_is_the_devices_rate_at_each_version():
+    local = parse_plan({"local": {"epochs": 2, "learning_rate": 0.5, "learning_rate_decay": 0.5, "max_steps": 7}}).local
+    assert [local.at(version).learning_rate for version in (0, 1, 3)] == [0.5, 0.25, 0.0625]
+    assert local.at(3) == LocalTraining(epochs=2, learning_rate=0.0625, max_steps=7)
+    assert np.float32(local.at(10**9).learning_rate) > 0
+    assert LocalPlan().at(1000) == LocalTraining()
