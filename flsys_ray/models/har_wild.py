@@ -36,19 +36,25 @@ MOMENTUM = 0.9  # of batch statistics: a device takes tens of steps a round; wit
 _TINY = 1e-6  # under each root: its derivative at 0 is infinite
 
 
-def build(classes: Sequence[str] = CLASSES, *, dropout: float = 0.3) -> Any:
-    """Return the Keras model: input [100, 3] in m/s^2 (Android's sign), output softmax over `classes`."""
+def build(classes: Sequence[str] = CLASSES, *, dropout: float = 0.3, axes: bool = False) -> Any:
+    """Return the Keras model: input [100, 3] in m/s^2 (Android's sign), output softmax over `classes`.
+
+    With `axes` the network sees the three axes and the signs of the direction of gravity too: `har_wild_axes`.
+    """
     import keras
     from keras import layers, ops
 
     window = keras.Input((WINDOW, 3), name="acceleration")
     down, x = _orientation_free(window / STANDARD_GRAVITY)
+    if axes:
+        x = ops.concatenate([window / STANDARD_GRAVITY, x], axis=-1)
     x = _convolution(x, WIDTHS[0], 5, 2, "stem")
     for i, width in enumerate(WIDTHS):
         x = _residual(x, width, 1 if i == 0 else 2, f"block{i + 1}")
     x = layers.GlobalAveragePooling1D(name="pool")(x)
     posture = layers.Flatten(name="posture")(ops.square(down) * POSTURE)
-    x = ops.concatenate([x, posture], axis=-1)
+    signs = [layers.Flatten(name="signs")(down * POSTURE)] if axes else []
+    x = ops.concatenate([x, posture, *signs], axis=-1)
     x = layers.Dropout(dropout, name="dropout")(x)
     scores = layers.Dense(len(classes), activation="softmax", name="scores")(x)
     return keras.Model(window, scores, name="har-wild")

@@ -39,9 +39,10 @@ def test_every_local_optimizer_with_the_proximal_term(optimizer: str) -> None:
     check_equal(model, program, batches(model, 6, 8, seed=2), rate=0.01, mu=0.5)
 
 
-def test_har_wild_without_dropout() -> None:
+@pytest.mark.parametrize("axes", [False, True])
+def test_har_wild_without_dropout(axes: bool) -> None:
     builtin = get("har-wild")
-    model = builtin.build(builtin.classes, dropout=0.0)
+    model = builtin.build(builtin.classes, dropout=0.0, axes=axes)
     program = Program.load(flsys_ray.compile(model, classes=builtin.classes, batch_size=8).data)
     scaled = [(9.8 * x, y, real) for x, y, real in batches(model, 3, 8, seed=3)]
     check_equal(model, program, scaled, rate=0.01, mu=0.1)
