@@ -1,7 +1,7 @@
 """Play many disasters, or one of them again: `make soak SEEDS=100000`, `python tests/faults/soak.py --seed 17`.
 
 Prints how many faults of each kind struck, how many facts were looked at for each promise, and the seeds of the runs
-that broke one. Exits with 1 if there are any. Ctrl-C ends it early: what was played until then is reported.
+that broke one. Exits with 1 if there are any. Ctrl-C, or SIGTERM, ends it early with what was played until then.
 """
 
 import argparse
@@ -98,6 +98,8 @@ def main() -> int:
             print(f"told: {len(story.told.counted)} counted, {len(story.told.late)} late")
             print(f"looked at: {dict(look_at(story))}")
         return 0
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     tally = Tally()
     soak(tally, options.first, options.seeds, options.jobs)
     print(report(tally, time.monotonic() - began))
