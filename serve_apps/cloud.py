@@ -13,6 +13,7 @@ from actors.metrics import RayMeter
 from actors.model_actor import IDLE_S
 from flsys_ray.cloud.checkins import Terms
 from flsys_ray.cloud.service import Cloud
+from flsys_ray.cloud.store_format import check_format
 from flsys_ray.core.pacing.steering import Steering
 from flsys_ray.core.scheduling.base import SCHEDULERS, Scheduler
 from flsys_ray.http.app import create_app
@@ -65,7 +66,9 @@ def build(args: Args) -> Application:
 
     def app() -> FastAPI:
         lifespan = listening(Address(args.listen.host, args.listen.port)) if args.listen is not None else None
-        cloud = Cloud(open_store(store), RayHosts(store, idle_s), time.time, terms, meter=RayMeter())
+        opened = open_store(store)
+        check_format(opened, store)  # a cluster that a newer version has upgraded meanwhile
+        cloud = Cloud(opened, RayHosts(store, idle_s), time.time, terms, meter=RayMeter())
         made = create_app(cloud, lifespan=lifespan)
         if made.short_way is not None:
             open_way(made.short_way)

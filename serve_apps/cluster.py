@@ -8,6 +8,7 @@ import os
 from ray.serve import Application
 
 from flsys_ray.cloud.credentials import set_operator_key
+from flsys_ray.cloud.store_format import prepare
 from flsys_ray.errors import InvalidInput
 from flsys_ray.storage.uri import open_store
 from serve_apps import cloud
@@ -17,9 +18,15 @@ KEY_VARIABLE = "FLSYS_OPERATOR_KEY"
 
 
 def build(args: Args) -> Application:
-    """Set the operator's key and return the application. Raises `InvalidInput` without a key: nobody could use it."""
+    """Set the operator's key and return the application.
+
+    Raises:
+        InvalidInput: there is no key, so that nobody could use the cloud, or none can be started on this store.
+    """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key:
         raise InvalidInput(f"{KEY_VARIABLE} is not set on this node: the cloud would have no operator")
-    set_operator_key(open_store(args.store), key)
+    store = open_store(args.store)
+    prepare(store, args.store)
+    set_operator_key(store, key)
     return cloud.build(args)

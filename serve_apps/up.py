@@ -13,6 +13,7 @@ from actors.hosts import NAMESPACE, RayHosts, actor_name
 from actors.model_actor import IDLE_S
 from flsys_ray.cloud import places
 from flsys_ray.cloud.credentials import set_operator_key
+from flsys_ray.cloud.store_format import prepare
 from flsys_ray.storage.uri import open_store
 from serve_apps.cloud import Args, Listen, build
 
@@ -48,6 +49,7 @@ def cloud(place: Place, operator_key: str) -> Iterator[str]:
 def deploy(place: Place, operator_key: str) -> str:
     """Start or update the cloud and return its URL."""
     store = open_store(place.store)
+    prepare(store, place.store)
     set_operator_key(store, operator_key)
     _connect(place.address, place.metrics_port)
     here = place.address is None  # its replicas listen themselves then, and nobody calls Serve's proxy

@@ -52,6 +52,7 @@ class Gate:
         self.faults: list[str | None] = []
         self.seen: list[tuple[str, str]] = []
         self.max_keys: int | None = None
+        self.deaf_to: tuple[str, ...] = ()  # headers that a gateway loses
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._step = threading.Lock()
         self._turn = threading.Lock()
@@ -87,6 +88,8 @@ class Gate:
             environ["QUERY_STRING"] += f"&max-keys={self.max_keys}"
         if broken_signature(environ) is not None:
             return "403 Forbidden", [("Content-Type", "application/xml")], error_body("SignatureDoesNotMatch")
+        for header in self.deaf_to:
+            environ.pop(key(header), None)
         if broken_checksum(environ):
             return "400 Bad Request", [("Content-Type", "application/xml")], error_body("BadDigest")
         with self._step:

@@ -1,5 +1,7 @@
 """Where everything lies in the object store.
 
+    format.json                                     the number of the store's format (see `store_format`)
+    probe/conditions                                what is written to see whether the store keeps conditions
     secrets/signing.json                            the root of device ids and app keys, and the first signing key
     secrets/keys.json                               the signing keys in use, once they were rotated
     secrets/operator.json                           the hash of the operator's key
@@ -22,12 +24,13 @@
     staged/{deadline}/{model}/{assignment}.{device}                   an update that is not announced yet, on S3
 
 {model} is a model's id, `{app}/{name}`: names are an app's own. What lies in `secrets/` (but for the root), `apps/`,
-`enrolled/`, `revoked/` and `devices/` may change, and what is staged goes. Nothing else here is ever replaced: every
-object is made once.
+`enrolled/`, `revoked/`, `devices/` and `probe/` may change, and what is staged goes. Nothing else here is ever
+replaced: every object is made once.
 """
 
 import math
 
+FORMAT = "format.json"
 SIGNING_KEY = "secrets/signing.json"
 SIGNING_KEYS = "secrets/keys.json"
 OPERATOR_KEY = "secrets/operator.json"
