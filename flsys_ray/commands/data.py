@@ -7,7 +7,9 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from flsys_ray.commands.options import AsJson, console, print_json, print_table
+from flsys_ray.commands.options import AsJson, console, print_json, print_table, split_names
+from flsys_ray.commands.shared_sets import ExamplesPerClass, HeldOut, Seed, Users, chosen_users
+from flsys_ray.errors import InvalidInput
 
 if TYPE_CHECKING:
     from flsys_ray.data.schema import DatasetInfo
@@ -78,6 +80,32 @@ def synthesize(
     else:
         info = building.synthesize_texts(out, synthetic_texts.Plan(users=users, texts=texts, seed=seed))
     _say(info, as_json=as_json)
+
+
+@group.command()
+def uniform(
+    dataset: str,
+    name: Annotated[str, typer.Option(help="Of the set that is made.")],
+    examples_per_class: ExamplesPerClass = None,
+    classes: Annotated[str | None, typer.Option(help="Classes, with commas; default: all of the data set.")] = None,
+    users: Users = None,
+    held_out: HeldOut = 0.2,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a class-uniform set from a data set, as a data set of its own: for `models augment`, or a simulation."""
+    from flsys_ray.data.dataset import open_dataset
+    from flsys_ray.data.folders import data_folder
+    from flsys_ray.data.uniform import write_uniform
+
+    source = open_dataset(dataset)
+    source = source.select(split_names(classes)) if classes else source
+    chosen = chosen_users(source, users, held_out, seed)
+    folder = (out or data_folder()) / name
+    if folder.name != name:
+        raise InvalidInput(f"--name {name!r} is no name of a folder")
+    _say(write_uniform(folder, source, chosen, examples_per_class, seed), as_json=as_json)
 
 
 def _say(info: "DatasetInfo", *, as_json: bool) -> None:

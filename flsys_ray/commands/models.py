@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, print_json, print_table, split_names
+from flsys_ray.commands.shared_sets import ExamplesPerClass, HeldOut, Seed, Source, Users, shared_set
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.developer import Action
 from flsys_ray.errors import InvalidInput
@@ -221,6 +222,40 @@ def evaluation(
     for each in metrics.per_class or ():
         table.add_row(found.classes[each.label], str(each.count), f"{each.correct / each.count:.3f}")
     print_table(table)
+
+
+@group.command()
+def augment(
+    name: str,
+    data: Annotated[str | None, typer.Option(help="A data set, or the folder of one; see `flsys data list`.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A shared set, safetensors: see docs/protocol.md.")
+    ] = None,
+    examples_per_class: ExamplesPerClass = None,
+    users: Users = None,
+    held_out: HeldOut = 0.2,
+    seed: Seed = 0,
+    url: Url = None,
+    app_key: AppKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model a class-uniform set, of which phones mix in the share that its plan says. From the next round on."""
+    if (data is None) == (file is None):
+        raise InvalidInput("give either --data DATASET or --file FILE")
+    with developer(url, app_key) as cloud:
+        info = cloud.info(name)
+        source = Source(str(data), users, examples_per_class, held_out, seed)
+        body = file.read_bytes() if file is not None else shared_set(cloud, info, source)
+        info = cloud.put_shared(name, body)
+    if as_json:
+        print_json(info)
+        return
+    share = info.plan.augmentation.share
+    console.print(
+        f"{name}: shared set {str(info.shared_sha256)[:12]}, {len(body)} bytes; phones mix in {share:.0%} of it"
+    )
+    if share == 0:
+        console.print("its plan asks for none of it: set augmentation.share")
 
 
 def _found(metrics: Metrics) -> str:

@@ -91,21 +91,29 @@ class Dataset(ABC):
         Raises:
             NotFound: no such user, or none with these classes.
         """
+        return self.read(user, self.table(user))
+
+    def table(self, user: str) -> pa.Table:
+        """Read one user's rows of these classes, in the order of the file; `y` is the index of each one's class.
+
+        Raises:
+            NotFound: no such user, or none with these classes.
+        """
         if not self.count(user):
             raise NotFound(f"{self.name} has no user {user!r} with these classes; its users are {_some(self.users)}")
         table = self._rows(user)
         index = {label: i for i, name in enumerate(self.classes) for label in self.labels_of(name)}
         place = pc.index_in(table["label"], value_set=pa.array(list(index)))
         y = pc.take(pa.array(index.values(), pa.int32()), place)
-        return self._examples(user, table.append_column("y", y).filter(pc.is_valid(y)))
+        return table.append_column("y", y).filter(pc.is_valid(y))
 
     def _rows(self, user: str) -> pa.Table:
         """Read one user's rows."""
         return pq.read_table(self.folder / self.info.file, filters=[("user", "=", user)], memory_map=True)
 
     @abstractmethod
-    def _examples(self, user: str, table: pa.Table) -> Examples:
-        """Return the rows of one user, whose classes are in column `y`."""
+    def read(self, user: str, table: pa.Table) -> Examples:
+        """Return rows of one user's `table` as examples, in order of session and time."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,8 @@ class WindowDataset(Dataset):
             raise DataInvalid(f"{self.name} holds windows of a sensor, and the program takes texts")
         return self.select(classes)
 
-    def _examples(self, user: str, table: pa.Table) -> Examples:
+    def read(self, user: str, table: pa.Table) -> Examples:
+        """Return windows of one user."""
         table = table.sort_by([("session", "ascending"), ("start_s", "ascending")]).combine_chunks()
         flat = table["x"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return Examples(
@@ -168,7 +177,8 @@ class TextDataset(Dataset):
     def _all(self) -> pa.Table:
         return pq.read_table(self.folder / self.info.file)
 
-    def _examples(self, user: str, table: pa.Table) -> Examples:
+    def read(self, user: str, table: pa.Table) -> Examples:
+        """Return texts of one user."""
         table = table.sort_by("created_s")
         created_s = table["created_s"].to_numpy()
         return Examples(
