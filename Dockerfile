@@ -6,6 +6,7 @@ COPY actors actors
 COPY datasets datasets
 COPY flsys_ray flsys_ray
 COPY serve_apps serve_apps
+COPY tuning tuning
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 
 FROM python:3.11.13-slim-bookworm

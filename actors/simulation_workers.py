@@ -20,6 +20,19 @@ from flsys_ray.simulation.training import Answers, Deltas, Examples, Group, Trai
 VERSIONS_KEPT = 64
 
 
+def connect() -> bool:
+    """Use the Ray of this process, else the cluster in `RAY_ADDRESS`, else start one here, at normal niceness.
+
+    Returns whether it was this call that connected: who did ends it, with `ray.shutdown`.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    return True
+
+
 class SimulationWorker:
     """Trains groups and evaluates versions. Examples come as references, and are read in place."""
 
@@ -43,20 +56,14 @@ class SimulationWorker:
 class RayExecutor:
     """`workers` Ray workers, each with a core (or `cores` of them) of its own.
 
-    Of the cluster in `RAY_ADDRESS`; without that, Ray is started here, at normal niceness.
+    Of the Ray that `connect` finds or starts.
 
     Raises:
         InvalidInput: Ray has not so many cores to spare.
     """
 
     def __init__(self, specs: Mapping[str, TrainerSpec], workers: int, cores: float = 1.0) -> None:
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            address = os.environ.get("RAY_ADDRESS", "local")
-            ray.init(address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-            self._started = True
-        else:
-            self._started = False
+        self._started = connect()
         free = ray.available_resources().get("CPU", 0.0)
         if free < workers * cores:
             raise InvalidInput(f"simulation: {workers} workers need a core each, and Ray has {free:g} to spare")

@@ -10,11 +10,25 @@ from typing import Annotated
 import typer
 
 import flsys_ray
-from flsys_ray.commands import apps, cloud, data, demo, devices, keys, models, replay, simulate, tensorboard, watch
+from flsys_ray.commands import (
+    apps,
+    cloud,
+    data,
+    demo,
+    devices,
+    keys,
+    models,
+    replay,
+    simulate,
+    tensorboard,
+    tune,
+    watch,
+)
 from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
 EXTRAS = {"ray": "cloud", "ai_edge_litert": "device", "tensorflow": "keras", "keras": "keras", "tensorboardX": "board"}
+EXTRAS |= dict.fromkeys(("optuna", "matplotlib"), "tune")
 
 app = typer.Typer(
     name="flsys",
@@ -31,6 +45,7 @@ app.command()(watch.watch)
 app.command()(tensorboard.tensorboard)
 app.command()(replay.replay)
 app.command()(simulate.simulate)
+app.command()(tune.tune)
 app.add_typer(apps.group, name="app")
 app.add_typer(models.group, name="models")
 app.add_typer(devices.one, name="device")

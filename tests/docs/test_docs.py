@@ -182,7 +182,7 @@ def test_links_resolve(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    folders = "flsys_ray|actors|serve_apps|tests|benchmarks|docs|datasets"
+    folders = "flsys_ray|actors|serve_apps|tuning|tests|benchmarks|docs|datasets"
     written = {block.mark.removeprefix("file=") for block in all_blocks()}
     for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
         if not re.search(r"\bNAME\b", name) and name not in written:

@@ -1,0 +1,135 @@
+"""`flsys tune` for real: a sweep is killed in the middle of its trials, goes on, and ends with the simulator's bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flsys_ray.cli import app
+from flsys_ray.core.plan import parse_plan_yaml
+from flsys_ray.data.dataset import open_dataset
+from flsys_ray.simulation.experiment import Experiment, builtin, run
+from flsys_ray.simulation.results import Outcome
+from tuning.stage import users_of
+
+DATA, SEEDS, KILL_S = "synthetic-texts", (1, 2), 90.0
+SWEEP = f"""
+data: {DATA}
+plan: {{pacing: {{name: rounds, cohort: 8, deadline_s: 60}}, eligibility: {{min_examples: 1}}}}
+rounds: 4
+seed: 1
+seeds: [1, 2]
+target: 0.5
+trainer: program
+search: grid
+space:
+  local.learning_rate: {{grid: [0.1, 1.0]}}
+"""
+
+
+def tune(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "flsys_ray", "tune", "sweep.yaml", "--out", "out", "--workers", "2", *more]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_after_a_checkpoint(process: "subprocess.Popen[str]", trials: Path) -> None:
+    end = time.monotonic() + KILL_S
+    while not list(trials.glob("trial-*/checkpoint_*/reports.json")):
+        assert time.monotonic() < end, "no trial has reported"
+        assert process.poll() is None, process.communicate()[1]
+        threading.Event().wait(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def simulated(plan: str, rate: float, seed: int, training: Sequence[str], held_out: Sequence[str]) -> Outcome:
+    base = parse_plan_yaml(plan)
+    local = base.local.model_copy(update={"learning_rate": rate})
+    changed = base.model_copy(update={"local": local, "seed": seed})
+    network, dataset = builtin("sentiment"), open_dataset(DATA)
+    return run([Experiment(network, changed, dataset, held_out, training, trainer="program")])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sweep that was killed once, and finished."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    kill_after_a_checkpoint(tune(folder), folder / "out" / "tune")
+    process = tune(folder, "--json")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "going on from where it ended" in err
+    assert json.loads(out) == json.loads((folder / "out" / "summary.json").read_text())
+    return folder
+
+
+def test_a_killed_sweep_ends_with_the_bits_of_the_simulator(finished: Path) -> None:
+    out = finished / "out"
+    summary, plan = json.loads((out / "summary.json").read_text()), (out / "best_plan.yaml").read_text()
+    rate = float(summary["best"]["configuration"]["local.learning_rate"])
+    assert parse_plan_yaml(plan).local.learning_rate == rate
+    for seed in SEEDS:
+        users = users_of(open_dataset(DATA).users, 1, seed)
+        alone = simulated(plan, rate, seed, users.training, users.validation)
+        assert summary["best"]["digests"][str(seed)] == alone.digests["sentiment"]
+        rest = sorted({*users.training, *users.validation})
+        tested = simulated(plan, rate, seed, rest, users.test)
+        assert summary["test"]["digests"][str(seed)] == tested.digests["sentiment"]
+        figures = next(one for one in summary["test"]["seeds"] if one["seed"] == seed)
+        assert figures["accuracy"] == tested.rows[-1].accuracy
+
+
+def test_the_test_with_the_sweeps_own_seed_is_what_flsys_simulate_does(finished: Path) -> None:
+    plan, json_file = finished / "out" / "best_plan.yaml", finished / "simulated.json"
+    words = ["simulate", str(plan), "--data", DATA, "--trainer", "program", "--json", str(json_file)]
+    app(words, standalone_mode=False)
+    summary = json.loads((finished / "out" / "summary.json").read_text())
+    assert json.loads(json_file.read_text())["digests"]["sentiment"] == summary["test"]["digests"]["1"]
+
+
+def test_the_folder_has_table_report_and_plan(finished: Path) -> None:
+    out = finished / "out"
+    trials, curves = pq.read_table(out / "trials.parquet").to_pylist(), pq.read_table(out / "curves.parquet")
+    assert [(row["trial"], row["status"], row["versions"], row["seeds"]) for row in trials] == [
+        (0, "finished", 4, 2),
+        (1, "finished", 4, 2),
+    ]
+    assert curves.num_rows == 2 * 2 * 4
+    best = max(trials, key=lambda row: row["accuracy"])
+    summary = json.loads((out / "summary.json").read_text())
+    assert best["best"]
+    assert best["trial"] == summary["best"]["trial"]
+    assert best["accuracy"] == summary["best"]["validation"]["accuracy"]
+    assert {path.name for path in out.iterdir()} == {
+        *("sweep.json", "summary.json", "best_plan.yaml", "report.html", "trials.parquet", "curves.parquet", "tune"),
+        *("curves.svg", "parallel.svg", "pareto.svg"),
+    }
+
+
+def test_a_finished_sweep_only_shows_its_result_and_another_is_refused(finished: Path) -> None:
+    again = tune(finished)
+    out, err = again.communicate(timeout=60)
+    assert (again.returncode, err) == (0, "")
+    assert out.startswith("finished: 2 trials of sentiment on synthetic-texts\nbest: trial ")
+    (finished / "sweep.yaml").write_text(SWEEP.replace("rounds: 4", "rounds: 5"))
+    other = tune(finished)
+    assert "flsys: out holds another sweep" in other.communicate(timeout=60)[1]
+    assert other.returncode == 1

@@ -1,0 +1,1 @@
+"""Sweeps over training plans with Ray Tune, around `flsys_ray.simulation`."""

@@ -1,0 +1,153 @@
+"""The report of a sweep: one HTML file that needs no other."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from tuning.figures import Figures
+from tuning.labels import leaves, short
+from tuning.plots import METRICS
+from tuning.records import Record, best_of, front_of, ranked
+from tuning.space import Listed
+from tuning.sweep import Sweep
+from tuning.tables import FRONT_COSTS
+
+TEMPLATE = Path(__file__).with_name("report.html")
+COSTS = (
+    ("rounds_to_target", 1.0, "rounds to target", ".1f"),
+    ("virtual_s_to_target", 3600.0, "hours to target", ".2f"),
+    ("bytes_to_target", 1e6, "MB to target", ".1f"),
+    ("device_s_to_target", 3600.0, "device-hours to target", ".2f"),
+    ("bytes", 1e6, "MB in all", ".1f"),
+)
+
+
+def write_report(
+    records: Sequence[Record],
+    sweep: Sweep,
+    users: Mapping[str, int],
+    test: Figures,
+    plan: str,
+    pictures: Sequence[Path],
+    path: Path,
+) -> None:
+    """Write the report.
+
+    Args:
+        records: all trials.
+        sweep: theirs.
+        users: how many `training`, `validation` and `test` users there are.
+        test: of the best plan on the test users: means over seeds, and `lowest` and `highest`.
+        plan: the best plan, as YAML.
+        pictures: SVG files `curves`, `parallel` and `pareto`.
+        path: the file to write, whole or not at all.
+    """
+    metric = METRICS[sweep.metric]
+    best = best_of(records, sweep.metric)
+    drawn = {picture.stem: _inline(picture) for picture in pictures}
+    spread = len(sweep.seeds) > 1
+    text = Template(TEMPLATE.read_text()).substitute(
+        drawn,
+        title=escape(f"{sweep.builtin} on {sweep.data}"),
+        about=escape(_about(records, sweep, users)),
+        big=_big(best, sweep, test),
+        honest=escape(_honest(metric)),
+        table=_table(records, sweep, best),
+        legend=escape(_legend(sweep, metric)),
+        metric=escape(metric),
+        bars="Bars: the lowest and the highest seed." if spread else "",
+        plan=escape(plan),
+    )
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _about(records: Sequence[Record], sweep: Sweep, users: Mapping[str, int]) -> str:
+    seeds = ", ".join(map(str, sweep.seeds))
+    return (
+        f"{len(records)} trials ({sweep.search.name} search) of {sweep.rounds} versions, seeds {seeds}. Users: "
+        f"{users['training']} train, {users['validation']} choose the best, {users['test']} test it."
+    )
+
+
+def _big(best: Record, sweep: Sweep, test: Figures) -> str:
+    metric, chosen = METRICS[sweep.metric], best.last(sweep.metric)
+    return "".join(
+        f"<div><span>{value}</span>{escape(words)}</div>"
+        for value, words in (
+            (_spread(test, sweep.metric), f"{metric} of the best plan on test users"),
+            (_spread(chosen, sweep.metric), f"{metric} of it on validation users"),
+            (f"{best.number}", "is the best trial"),
+        )
+    )
+
+
+def _spread(figures: Figures, metric: str) -> str:
+    mean = f"{figures[metric]:.3f}"
+    if figures["lowest"] == figures["highest"]:
+        return mean
+    return f'{mean} <small class="faint">{figures["lowest"]:.3f} to {figures["highest"]:.3f}</small>'
+
+
+def _honest(metric: str) -> str:
+    return (
+        f"The trials were compared by {metric} on validation users, so the best one's figure there is too good: of "
+        "many trials the luckiest is ahead. Test users had no part in the choice; theirs is the figure to quote. For "
+        "it the best plan was trained anew, with the validation users among the training users."
+    )
+
+
+def _legend(sweep: Sweep, metric: str) -> str:
+    seeds = "Means over seeds; in brackets the lowest and the highest. " if len(sweep.seeds) > 1 else ""
+    return (
+        f"{seeds}Target: {metric} {sweep.target:g}; a dash: not every seed reached it. Front: no trial has more "
+        f"{metric} for as few bytes and as little virtual time. Grey: not trained to the end."
+    )
+
+
+def _table(records: Sequence[Record], sweep: Sweep, best: Record) -> str:
+    names = leaves(list(sweep.space))
+    heads = ["trial", *names.values(), METRICS[sweep.metric], *(words for _, _, words, _ in COSTS)]
+    wordy = {number for number, name in enumerate(names, 1) if isinstance(sweep.space[name], Listed)}
+    wordy |= {len(names) + 1, len(heads) + 1, len(heads) + 2}
+    front = {record.number for record in front_of(records, sweep.metric, FRONT_COSTS)}
+    lines = [_cells("th", [*heads, "versions", "front", ""], wordy, "")]
+    for record in ranked(records, sweep.metric):
+        kind = "best" if record is best else "" if record.status == "finished" else "out"
+        lines.append(
+            _cells("td", [*_row(record, sweep), "yes" if record.number in front else "", _end(record)], wordy, kind)
+        )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _row(record: Record, sweep: Sweep) -> list[str]:
+    row = [f"{record.number}", *(short(record.configuration[name]) for name in sweep.space)]
+    if not record.reports:
+        return [*row, *([""] * (len(COSTS) + 2))]
+    figures = record.last(sweep.metric)
+    score = f"{figures[sweep.metric]:.3f}"
+    if len(sweep.seeds) > 1:
+        score += f" ({figures['lowest']:.3f} to {figures['highest']:.3f})"
+    costs = ["-" if figures[n] is None else format(figures[n] / unit, form) for n, unit, _, form in COSTS]
+    return [*row, score, *costs, f"{record.reports[-1][0]['version']}"]
+
+
+def _end(record: Record) -> str:
+    ended = "" if record.status in ("finished", "ended early") else record.status
+    return f"{ended}: {record.problem}" if record.problem else ended
+
+
+def _cells(tag: str, cells: Sequence[str], wordy: Collection[int], kind: str) -> str:
+    inner = "".join(
+        f"<{tag}{' class=words' if number in wordy else ''}>{escape(cell)}</{tag}>" for number, cell in enumerate(cells)
+    )
+    return f'<tr class="{kind}">{inner}</tr>' if kind else f"<tr>{inner}</tr>"
+
+
+def _inline(picture: Path) -> str:
+    """Return the SVG element of a file, without what stands before it."""
+    text = picture.read_text()
+    return text[text.index("<svg") :]
