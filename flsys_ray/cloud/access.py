@@ -6,7 +6,7 @@ from flsys_ray.cloud.apps import AppRecord, AppRecords
 from flsys_ray.cloud.attestation.base import Attestation
 from flsys_ray.cloud.credentials import Credentials
 from flsys_ray.cloud.keys import KeyLife
-from flsys_ray.errors import Conflict, NotFound
+from flsys_ray.errors import Conflict, InvalidInput, NotFound
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.access import AppKeys, SigningKeyInfo, SigningKeysReply
 from flsys_ray.wire.developer_schemas import AppCreated
@@ -66,7 +66,14 @@ class Access:
         self._apps.change(app_id, without)
 
     def set_attestation(self, app_id: str, attestation: Attestation) -> None:
-        """Have an app's devices attest from their next enrolment on. Raises `NotFound`."""
+        """Have an app's devices attest from their next enrolment on.
+
+        Raises:
+            NotFound: there is no such app.
+            InvalidInput: this cloud cannot judge their evidence.
+        """
+        if attestation.lacks is not None:
+            raise InvalidInput(f"attestation {attestation.name}: this cloud lacks {attestation.lacks}")
         self._apps.change(app_id, lambda record: record.model_copy(update={"attestation": attestation}))
 
     def attestation(self, app_id: str) -> str:

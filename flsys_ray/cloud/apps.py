@@ -1,14 +1,15 @@
 """Records of apps: quotas, which generations of keys are good, how phones prove that they are the app's own."""
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.attestation.base import VERIFIERS, Attestation
 from flsys_ray.cloud.attestation.none import NoAttestation
-from flsys_ray.errors import AlreadyExists, Changed, Missing, NotFound
+from flsys_ray.errors import AlreadyExists, Changed, InvalidInput, Missing, NotFound, StoreUnavailable, TryLater
 from flsys_ray.storage.base import ObjectStore, check_key
 from flsys_ray.wire.developer_schemas import Quotas
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     AnyAttestation = Attestation
 else:
     AnyAttestation = VERIFIERS.union("none")
+
+
+UNREADABLE_S = 60.0
 
 
 class AppRecord(BaseModel):
@@ -76,8 +80,36 @@ class AppRecords:
             return made
 
 
+def check_verifiers(store: ObjectStore) -> None:
+    """Raises `InvalidInput` if an app's phones attest with what this cloud cannot judge: none of them could enrol."""
+    records = AppRecords(store)
+    for key in store.list(places.APPS):
+        try:
+            app = records.read(places.app_of(key))
+        except StoreUnavailable:
+            raise
+        except TryLater as error:  # its record cannot be read here
+            raise InvalidInput(error.message) from None
+        if app.attestation.lacks is not None:
+            raise InvalidInput(
+                f"{_attests(app.app_id, app.attestation.name)}: this cloud lacks {app.attestation.lacks}"
+            )
+
+
 def _parsed(body: bytes) -> AppRecord:
-    return AppRecord.model_validate_json(body)
+    try:
+        return AppRecord.model_validate_json(body)
+    except ValidationError:
+        found = json.loads(body)
+        name = found.get("attestation", {}).get("name")
+        if name is None or name in VERIFIERS.classes:
+            raise
+        what = f"{_attests(str(found['app_id']), str(name))}, and no such verifier is installed in this cloud"
+        raise TryLater(f"{what}: it has {', '.join(VERIFIERS.classes)}", UNREADABLE_S) from None
+
+
+def _attests(app_id: str, name: str) -> str:
+    return f"the phones of app {app_id!r} attest with {name!r}"
 
 
 def _body(record: AppRecord) -> bytes:

@@ -52,8 +52,14 @@ COMMIT_S = Series(
     bounds=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
 )
 VERSION = Series("flsys_version", "gauge", "The newest version")
+REFUSALS = Series(
+    "flsys_refusals",
+    "counter",
+    "Requests that were refused, by the code of the problem; `http-405` and the like",
+    ("reason",),
+)
 NO_MODEL = "-"
-SERIES = (CHECK_INS, UPDATES, UPDATE_BYTES, DOWNLOAD_BYTES, ROUNDS, ROUND_S, COMMIT_S, VERSION)
+SERIES = (CHECK_INS, UPDATES, UPDATE_BYTES, DOWNLOAD_BYTES, ROUNDS, ROUND_S, COMMIT_S, VERSION, REFUSALS)
 
 
 class Meter(Protocol):

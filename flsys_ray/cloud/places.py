@@ -34,6 +34,7 @@ FORMAT = "format.json"
 SIGNING_KEY = "secrets/signing.json"
 SIGNING_KEYS = "secrets/keys.json"
 OPERATOR_KEY = "secrets/operator.json"
+APPS = "apps/"
 CATALOG = "catalog/"
 MODELS = "models/"
 STAGED = "staged/"
@@ -41,7 +42,12 @@ STAGED = "staged/"
 
 def app(name: str) -> str:
     """Return the key of an app's record."""
-    return f"apps/{name}.json"
+    return f"{APPS}{name}.json"
+
+
+def app_of(key: str) -> str:
+    """Return the app that a record's key is about."""
+    return key.removeprefix(APPS).removesuffix(".json")
 
 
 def enrolled(app_id: str) -> str:

@@ -7,6 +7,7 @@ the next. Stores of before the mark was introduced have format 1 and get it.
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flsys_ray.cloud import places
+from flsys_ray.cloud.apps import check_verifiers
 from flsys_ray.errors import AlreadyExists, InvalidInput, Missing
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.storage.probe import check_conditions
@@ -27,10 +28,11 @@ def prepare(store: ObjectStore, name: str) -> None:
     """Look whether a cloud can be started on a store, called `name`, and mark it if it is new. May be repeated.
 
     Raises:
-        InvalidInput: it ignores conditions, or has another format.
+        InvalidInput: it ignores conditions, has another format, or an app in it attests with what is not installed.
     """
     check_conditions(store, name)
     check_format(store, name)
+    check_verifiers(store)
 
 
 def check_format(store: ObjectStore, name: str) -> None:

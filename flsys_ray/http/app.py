@@ -35,6 +35,8 @@ class App(FastAPI):
         if self.short_way is not None and self.short_way.takes(scope):
             await self.short_way(scope, receive, send)
         else:
+            if (cloud := self.state.cloud) is not None:
+                scope[problems.METER] = cloud.meter
             await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:

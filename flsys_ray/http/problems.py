@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from flsys_ray.cloud.meter import NO_METER, REFUSALS, Meter
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.errors import (
     FlsysError,
@@ -22,6 +23,7 @@ from flsys_ray.errors import (
 )
 from flsys_ray.wire.schemas import PROBLEM, Problem
 
+METER = "flsys.meter"  # in a request's scope: where its refusal is counted
 TYPE_BASE = "https://flsys-ray.dev/problems/"
 _log = logging.getLogger("flsys_ray.http")
 _PLAIN = {400: InvalidInput, 404: NotFound, 413: TooLarge, 416: RangeUnsatisfiable, 422: InvalidInput, 503: TryLater}
@@ -84,6 +86,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     kind = _PLAIN.get(error.status_code)
     if kind is not None:
         return _answer(request, kind, str(error.detail), headers=dict(error.headers or {}))
+    _count(request, f"http-{error.status_code}")
     problem = Problem(type="about:blank", title=str(error.detail), status=error.status_code, detail=str(error.detail))
     return _problem(problem, dict(error.headers or {}))
 
@@ -102,6 +105,7 @@ def _answer(
     retry_after_s: float | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
+    _count(request, kind.code)
     problem = Problem(
         type=TYPE_BASE + kind.code,
         title=kind.title,
@@ -112,6 +116,11 @@ def _answer(
         retry_after_s=retry_after_s,
     )
     return _problem(problem, headers or {})
+
+
+def _count(request: Request, reason: str) -> None:
+    meter: Meter = request.scope.get(METER, NO_METER)
+    meter.record(REFUSALS, 1, reason)
 
 
 def _problem(problem: Problem, headers: dict[str, str]) -> Response:

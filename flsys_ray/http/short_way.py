@@ -46,6 +46,7 @@ class ShortWay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request that it `takes`."""
+        scope[problems.METER] = self._cloud.meter
         headers = _once(scope, (_AUTHORIZATION, _ASSIGNMENT, _TYPE))
         if headers is None or not headers[_AUTHORIZATION].startswith(_BEARER):
             await self._app(scope, receive, send)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import subprocess
 import sys
 from typing import Any
@@ -18,9 +19,10 @@ from flsys_ray.cloud.attestation.base import ACCEPTED, VERIFIERS
 from flsys_ray.cloud.attestation.ed25519 import Ed25519
 from flsys_ray.cloud.attestation.shared_secret import SharedSecret
 from flsys_ray.cloud.credentials import NONCE_LIFE_S
+from flsys_ray.cloud.store_format import prepare
 from flsys_ray.device.attestation import shared_secret
 from flsys_ray.device.client import CloudClient
-from flsys_ray.errors import Forbidden, TryLater
+from flsys_ray.errors import Forbidden, InvalidInput, TryLater
 from flsys_ray.wire.access import statement
 
 SECRET = "a-secret-of-the-test-0123456789-0123456789"
@@ -285,3 +287,47 @@ def test_the_registry_offers_what_lies_in_the_folder():
     assert {"none", "shared_secret", "ed25519"} <= set(VERIFIERS.classes)
     with pytest.raises(ValidationError):
         SharedSecret(secret="x")
+
+
+# What this cloud lacks ---------------------------------------------------------------------------------------------
+
+PUBLIC = {"name": "ed25519", "public_key": base64.b64encode(bytes(32)).decode()}
+
+
+@pytest.fixture
+def without_cryptography(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flsys_ray.cloud.attestation.ed25519.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("without_cryptography")
+def test_what_the_cloud_could_not_judge_is_not_saved(world: World, key: str):
+    calls = [("/v1/attestation", key), ("/v1/apps/acme/attestation", OPERATOR_KEY)]
+    for path, caller in calls:
+        reply = world.http.put(path, json={"attestation": PUBLIC}, headers=bearer(caller))
+        assert "this cloud lacks cryptography: pip install" in problem(reply, 422, "invalid-input")["detail"]
+    assert world.http.get("/v1/attestation", headers=bearer(key)).json() == {"attestation": "none"}
+
+
+def test_no_cloud_is_started_that_could_not_judge(world: World, key: str, request: pytest.FixtureRequest):
+    set_attestation(world, key, PUBLIC)
+    prepare(world.store, "s")
+    request.getfixturevalue("without_cryptography")
+    with pytest.raises(InvalidInput, match="phones of app 'acme' attest with 'ed25519': this cloud lacks cryptography"):
+        prepare(world.store, "s")
+
+
+def test_a_verifier_that_is_not_installed_stops_a_start_and_is_no_bug_of_a_running_cloud(world: World, key: str):
+    """Its record was written by a cloud that has the verifier: another replica's, or one of last week."""
+    record = json.loads(world.store.get("apps/acme.json").body)
+    body = json.dumps(record | {"attestation": {"name": "own", "word": "hush"}}).encode()
+    world.store.swap("apps/acme.json", body, world.store.get("apps/acme.json").etag)
+    with pytest.raises(InvalidInput, match="phones of app 'acme' attest with 'own', and no such verifier") as refused:
+        prepare(world.store, "s")
+    assert "hush" not in refused.value.message
+    for reply in (
+        enrol(world.http, key, None, None),
+        world.http.get("/v1/models", headers=bearer(key)),
+        world.http.put("/v1/apps/acme/keys/2", headers=bearer(OPERATOR_KEY)),
+    ):
+        assert "'own', and no such verifier" in problem(reply, 503, "try-later")["detail"]
+    assert world.store.get("apps/acme.json").body == body

@@ -121,3 +121,26 @@ def test_a_series_takes_a_value_for_each_label():
     names = [series.name for series in m.SERIES]
     assert len(set(names)) == len(names)
     assert all(series.about and series.name.startswith("flsys_") for series in m.SERIES)
+
+
+def test_refusals_are_counted_by_their_reason_on_both_ways_to_answer(world: World, key):
+    world.training(key)
+    token = world.device(key, "one")
+    work = world.work(token)
+    world.upload(token, work, b"nothing")  # the short way
+    world.upload("nobody", work)
+    with world.http.app.state.admission.body() as came:
+        came(world.http.app.state.admission.bounds.body_bytes)
+        world.upload(token, work)
+    world.http.get("/v1/models/none", headers=bearer(key))  # the framework's
+    world.http.get("/v1/models", headers=bearer("nobody"))
+    world.http.patch("/v1/models", headers=bearer(key))
+    world.http.get("/v1/nothing")
+    found = {labels[0]: sum(n) for (name, *labels), n in world.meter.numbers.items() if name == m.REFUSALS.name}
+    assert found == {"update-unusable": 1, "unauthenticated": 2, "try-later": 1, "not-found": 2, "http-405": 1}
+
+
+def test_a_bug_is_counted_too(world: World, key, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(world.cloud, "info", None)
+    assert world.http.get("/v1/models/tiny", headers=bearer(key)).status_code == 500
+    assert world.meter.total(m.REFUSALS, "internal") == 1

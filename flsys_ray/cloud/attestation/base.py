@@ -31,6 +31,11 @@ class Attestation(Extension, ABC):
 
     asks: ClassVar[bool] = True
 
+    @property
+    def lacks(self) -> str | None:
+        """What this cloud would have to install before it can judge evidence, None if it can."""
+        return None
+
     @abstractmethod
     def verify(self, evidence: str, installation_id: str, nonce: str, now: float) -> Verdict:
         """Return whether `evidence` proves that an app's own phone asks to enrol `installation_id` with this nonce.

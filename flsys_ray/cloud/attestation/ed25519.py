@@ -6,6 +6,7 @@ holds its public key only, so who reads the store can forge nothing.
 
 import base64
 import binascii
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -28,6 +29,11 @@ class Ed25519(Attestation):
         if len(_from_base64(text) or b"") != KEY_BYTES:
             raise ValueError(f"expected {KEY_BYTES} bytes in base64")
         return text
+
+    @property
+    def lacks(self) -> str | None:
+        """The library that knows the curve."""
+        return None if find_spec("cryptography") else "cryptography: pip install 'flsys-ray[attestation]'"
 
     def verify(self, evidence: str, installation_id: str, nonce: str, now: float) -> Verdict:
         """Return whether the evidence is the service's signature."""
