@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from flsys_ray.augmentation.base import augmented
 from flsys_ray.commands.evaluation import macro_f1
+from flsys_ray.compression.memory import with_memory
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import TrainingPlan, parse_plan
@@ -44,7 +45,6 @@ from flsys_ray.device.collector import ReplaySource, feed
 from flsys_ray.device.controls import Controls, decode_controls, own_control
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
-from flsys_ray.device.uploads import with_memory
 from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.manifest import read_tokenizer

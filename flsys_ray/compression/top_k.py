@@ -2,7 +2,7 @@
 
 Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", NeurIPS 2018 (arXiv 1809.07599), Algorithm 1: v = memory +
 delta; what is sent is top_k(v), and the memory becomes v - top_k(v). It is biased, each time; what makes up for it is
-the memory, which the phone keeps: see `flsys_ray.device.uploads`.
+the memory, which the phone keeps: see `flsys_ray.compression.memory`.
 """
 
 import math

@@ -1,18 +1,12 @@
-"""How the phone encodes its update: as the assignment asks, if it can, and in float32 otherwise.
-
-Some encodings leave most of a delta out. What one update lost is kept as the model's residual and added to the next
-delta. The residual of leaves that are not trained is zero: they are a state, of which the next delta tells all again.
-"""
+"""How the phone encodes its update: as the assignment asks, if it can, and in float32 otherwise."""
 
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-
-from flsys_ray.compression.base import Encoding, Parts
+from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
+from flsys_ray.compression.memory import encoded
 from flsys_ray.core.layout import Vector
-from flsys_ray.core.rng import generator
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.manifest import Manifest
 from flsys_ray.wire.schemas import AssignmentMessage, UploadLink
@@ -59,27 +53,14 @@ def compressed(
     A residual of another program counts as none. Raises `UpdateUnusable` if delta and residual add up to no number.
     """
     encoding = chosen_encoding(message.upload)
-    memory = _residual(residual, delta.size) if encoding.keeps_error else np.zeros_like(delta)
-    if not np.isfinite(delta + memory).all():
-        raise UpdateUnusable(f"{message.model}: delta and residual of {message.assignment_id} are not finite")
-    rng = generator(0, "compression", message.round, message.assignment_id)
-    parts, left = with_memory(encoding, delta, memory, rng)
-    body = encode_compressed(encoding, parts, told.num_examples, told.loss, told.num_steps, more=told.more)
-    if not encoding.keeps_error:
-        return Upload(body)
-    kept = np.where(manifest.to_layout().trainable_mask(), left, np.float32(0))
-    return Upload(body, encode_vector("residual", kept))
+    memory, trainable = _residual(residual, delta.size), manifest.to_layout().trainable_mask()
+    found = encoded(encoding, delta, memory, trainable, round_=message.round, assignment_id=message.assignment_id)
+    body = encode_compressed(encoding, found.parts, told.num_examples, told.loss, told.num_steps, more=told.more)
+    return Upload(body, None if found.residual is None else encode_vector("residual", found.residual))
 
 
-def with_memory(encoding: Encoding, delta: Vector, memory: Vector, rng: np.random.Generator) -> tuple[Parts, Vector]:
-    """Return the tensors of `delta + memory`, and what they leave out of it, float32 [P]."""
-    total = delta + memory
-    parts = encoding.encode(total, rng)
-    return parts, total - encoding.decode(parts, 0, delta.size)
-
-
-def _residual(residual: bytes | None, size: int) -> Vector:
+def _residual(residual: bytes | None, size: int) -> Vector | None:
     if residual is not None:
         with suppress(UpdateUnusable):
             return decode_vector(residual, "residual", size)
-    return np.zeros(size, np.float32)
+    return None

@@ -78,7 +78,7 @@ def fingerprint(simulation: Simulation) -> str:
     for model in simulation.models.values():
         population = model.population
         settings = (model.name, model.app, model.step_s, population.devices, population.seed)
-        digest.update(repr((settings, population.examples_per_device)).encode())
+        digest.update(repr((settings, population.examples_per_device, population.classes_per_device)).encode())
         digest.update(model.plan.model_dump_json().encode() + hashlib.sha256(model.program).digest())
         for array in _arrays(population.pool):
             digest.update(hashlib.sha256(array.tobytes()).digest())

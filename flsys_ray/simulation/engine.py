@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from flsys_ray.cloud.reports import open_demand
+from flsys_ray.cloud.versions import check_fit
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import generator, unit
@@ -30,7 +31,7 @@ from flsys_ray.simulation.traces import Traces
 from flsys_ray.simulation.trainee import Trainee
 
 SOON_S = 1.0
-Fate = Literal["arrives", "given-back", "lost"]
+Fate = Literal["arrives", "given-back", "lost", "dropped-out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Terms:
         scheduler: which model a device is offered first.
         check_in_every_s: a device comes back no sooner than this, whatever it is told.
         evaluate_every: versions whose number is a multiple of it are evaluated, and the last one; 0: none.
+        drop_out: how likely an assignment is lost whatever the traces say, 0 to 1; its device is away until the
+            assignment's deadline.
         horizon_s: virtual time at which a simulation that does not finish is ended.
     """
 
@@ -69,6 +72,7 @@ class Terms:
     scheduler: Scheduler = field(default_factory=ContentionAware)
     check_in_every_s: float = 15.0
     evaluate_every: int = 1
+    drop_out: float = 0.0
     horizon_s: float = 365 * 86400.0
 
 
@@ -103,11 +107,15 @@ class Simulation:
     """One run, from its beginning or from a checkpoint.
 
     Raises:
-        InvalidInput: no model, two of one name, a plan without end, or more devices than the traces have.
+        InvalidInput: no model, two of one name, a plan without end, a share of no shared set, more devices than the
+            traces have, or a drop-out that is not in 0 .. 1.
+        PlanInvalid: a program cannot be trained as its plan says.
     """
 
     def __init__(self, models: Sequence[SimulatedModel], traces: Traces, executor: Executor, terms: Terms) -> None:
         check(models, traces)
+        if not 0 <= terms.drop_out <= 1:
+            raise InvalidInput(f"simulation: drop_out must lie in 0 .. 1, not {terms.drop_out}")
         self.traces, self.executor, self.terms = traces, executor, terms
         self.models = {model.name: model for model in models}
         self.trainees = {model.name: Trainee(model, executor) for model in models}
@@ -220,22 +228,26 @@ class Simulation:
         """A device begins with an assignment: when it ends, and how, is decided here."""
         state, trainee, traces = self.state, self.trainees[name], self.traces
         state.given += 1
-        count = self.models[name].population.count(device)
-        training_s = trainee.steps(count) * self.models[name].step_s / float(traces.speed[device])
-        down_s = trainee.vector_bytes / float(traces.down_bytes_per_s[device])
-        up_s = trainee.vector_bytes / float(traces.up_bytes_per_s[device])
-        luck = unit(self.terms.seed, "luck", work.round, f"{work.assignment_id}@{state.now}")
-        fate, ends, device_s = self._fate(device, luck, (down_s, training_s, up_s), until)
-        trainee.tally.download_bytes += trainee.vector_bytes if fate != "given-back" else 0
+        training_s = trainee.steps(device) * self.models[name].step_s / float(traces.speed[device])
+        download_bytes = trainee.download_bytes(device)
+        down_s = download_bytes / float(traces.down_bytes_per_s[device])
+        up_s = trainee.upload_bytes / float(traces.up_bytes_per_s[device])
+        fate, ends, device_s = self._fate(device, work, (down_s, training_s, up_s), until)
+        if fate != "given-back":
+            trainee.tally.download_bytes += download_bytes
+            trainee.downloaded(device)
         if fate == "arrives":
             trainee.begin(work, device, ends)
         heapq.heappush(state.arrivals, Arrival(ends, state.given, name, device, work, fate, device_s))
 
     def _fate(
-        self, device: int, luck: float, durations: tuple[float, float, float], until: float
+        self, device: int, work: Assignment, durations: tuple[float, float, float], until: float
     ) -> tuple[Fate, float, float]:
         """Return how an assignment ends, when, and how long the device trained for it."""
         now, traces = self.state.now, self.traces
+        if (dropped := self._dropped(work, durations, until)) is not None:
+            return dropped
+        luck = unit(self.terms.seed, "luck", work.round, f"{work.assignment_id}@{now}")
         down_s, training_s, up_s = durations
         before = float(traces.loss_before[device])
         during = before + float(traces.loss_during[device])
@@ -251,19 +263,41 @@ class Simulation:
             return "lost", ends, training_s
         return "arrives", ends, training_s
 
+    def _dropped(
+        self, work: Assignment, durations: tuple[float, float, float], until: float
+    ) -> tuple[Fate, float, float] | None:
+        """Return how an assignment ends whose device drops out by `terms.drop_out`, None if it does not.
+
+        The same assignment always has the same lot: its device drops out before it trains, while it does (at a place
+        that is uniform), or when its update is to be uploaded, each as often.
+        """
+        if self.terms.drop_out == 0:
+            return None
+        lot = unit(self.terms.seed, "drop-out", work.round, work.assignment_id) / self.terms.drop_out
+        if lot >= 1:
+            return None
+        down_s, training_s, up_s = durations
+        part = min(1.0, max(0.0, 3 * lot - 1))
+        ends = self.state.now + down_s + part * training_s + (up_s if 3 * lot >= 2 else 0.0)
+        trained_s = min(part * training_s, max(0.0, until - self.state.now - down_s))
+        return "dropped-out", max(min(ends, until), self.state.now + SOON_S), trained_s
+
     def _arrive(self, arrival: Arrival) -> None:
         """An assignment ends. The device comes back a moment later, and asks again when it may."""
         state, trainee = self.state, self.trainees[arrival.model]
         trainee.tally.device_s += arrival.device_s
         counted = False
         if arrival.fate == "arrives":
-            trainee.tally.upload_bytes += trainee.vector_bytes
-            counted, computed = trainee.submit(arrival.assignment, arrival.device, state.now)
+            trainee.tally.upload_bytes += trainee.upload_bytes
+            counted, computed = trainee.submit(arrival.assignment, arrival.device, state.now, arrival.device_s)
             state.trained += computed
         elif arrival.fate == "given-back":
             trainee.coordinator.give_back(arrival.assignment, state.now)
         trainee.tally.wasted_device_s += 0.0 if counted else arrival.device_s
-        state.agenda.set(arrival.device, state.now + max(SOON_S, self.terms.check_in_every_s * (not counted)))
+        back_at = state.now + max(SOON_S, self.terms.check_in_every_s * (not counted))
+        if arrival.fate == "dropped-out":  # or it would only begin the same work again
+            back_at = max(back_at, arrival.assignment.deadline)
+        state.agenda.set(arrival.device, back_at)
 
     def _tick(self, name: str, on_round: Callable[[Row], None]) -> None:
         """Close the model's round if it is time."""
@@ -301,15 +335,19 @@ class Simulation:
 
 
 def check(models: Sequence[SimulatedModel], traces: Traces) -> None:
-    """Raise `InvalidInput` for models that cannot be simulated together on these traces."""
+    """Raise `InvalidInput` for models that cannot be simulated together on these traces.
+
+    Raises `PlanInvalid` for a plan that the program cannot be trained by.
+    """
     if not models or len({model.name for model in models}) != len(models):
         raise InvalidInput("simulation: at least one model is needed, and each name once")
     for model in models:
         if model.plan.stopping.versions is None:
             raise InvalidInput(f"simulation: the plan of {model.name!r} has no end: set stopping.versions, or --rounds")
-        if model.plan.augmentation != type(model.plan.augmentation)() or model.plan.compression.name != "float32":
+        check_fit(model.plan, model.program)
+        if model.plan.augmentation.share > 0 and model.population.pool.shared == 0:
             raise InvalidInput(
-                f"simulation: {model.name!r} asks for augmentation or compression, which is not simulated"
+                f"simulation: the plan of {model.name!r} mixes in a share of a shared set, and there is none"
             )
         if model.population.devices > len(traces):
             raise InvalidInput(

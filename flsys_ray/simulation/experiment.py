@@ -135,7 +135,8 @@ def prepare(experiments: Sequence[Experiment]) -> tuple[list[SimulatedModel], di
 def spec_of(model: SimulatedModel, trainer: TrainerName, build: Callable[[], Any] | None = None) -> TrainerSpec:
     """Return how workers train a model; `build` makes its Keras model."""
     pool, plan = model.population.pool, model.plan
-    return TrainerSpec(trainer, model.program, build, plan.local, group_size_of(plan), pool.training, pool.held_out)
+    examples, transforms = (pool.training, pool.held_out), plan.augmentation.transforms
+    return TrainerSpec(trainer, model.program, build, plan.local, group_size_of(plan), *examples, transforms)
 
 
 def fleet_for(models: Sequence[SimulatedModel], seed: int, *, ideal: bool = False) -> Traces:

@@ -19,7 +19,6 @@ import threading
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -35,7 +34,7 @@ from flsys_ray.programs.lowering.replay import Replay
 from flsys_ray.programs.lowering.signatures import Batch, Blueprint, gradients_of, logits_of
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.simulation.forms import BLOCKED, NATIVE
-from flsys_ray.simulation.training import Answers, Deltas, Group, TrainerSpec, Work, batches_of
+from flsys_ray.simulation.training import Answers, Deltas, Feed, Group, TrainerSpec, Work, feed_of
 
 Tensor = Any
 SMALL_PARAMETERS = 65_536
@@ -148,9 +147,9 @@ class _Graphs:
         logits = logits_of(self.blueprint, x, replay)
         return tf.argmax(logits, -1, output_type=tf.int32), tf.reduce_sum(cross_entropy(logits, y) * mask)
 
-    def batches(self, work: Work) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the batches of a work."""
-        return batches_of(work, self.spec.local, self.manifest.batch_size)
+    def feed(self, work: Work) -> Feed:
+        """Return what a work trains on."""
+        return feed_of(work, self.spec, self.manifest.batch_size)
 
     def shift(self, work: Work) -> Vector:
         """Return what each step takes off besides its gradient, [P]; [0] if nothing."""
@@ -168,14 +167,12 @@ class OneByOne(_Graphs):
         """Train all works of a group."""
         deltas, losses, steps = [], [], []
         for work in group.works:
-            rows, mask = self.batches(work)
-            base, examples, shift = group.bases[work.base], self.spec.training, self.shift(work)
-            rate = np.float32(work.rate)
-            arguments = (base, examples.x[work.rows], examples.y[work.rows], rows, mask, rate, shift)
+            feed, base, shift = self.feed(work), group.bases[work.base], self.shift(work)
+            arguments = (base, feed.x, feed.y, feed.places, feed.mask, np.float32(work.rate), shift)
             vector, loss_sum = self._graph(shift.size)(*(tf.constant(a) for a in arguments))
             deltas.append(vector.numpy() - base)
-            losses.append(float(loss_sum) / float(mask.sum()))
-            steps.append(len(rows))
+            losses.append(float(loss_sum) / float(feed.mask.sum()))
+            steps.append(len(feed.places))
         return Deltas(np.stack(deltas), np.array(losses, np.float64), np.array(steps, np.int64))
 
     def _graph(self, shift: int) -> Any:
@@ -223,20 +220,19 @@ class Together(_Graphs):
     def train(self, group: Group) -> Deltas:
         """Train all works of a group, which has `group_size` works at most."""
         devices, size = self.spec.group_size, self.manifest.batch_size
-        batches = [self.batches(work) for work in group.works]
-        steps = np.array([len(rows) for rows, _ in batches], np.int64)
-        most, longest = int(steps.max()), max(len(work.rows) for work in group.works)
+        feeds = [self.feed(work) for work in group.works]
+        steps = np.array([len(feed.places) for feed in feeds], np.int64)
+        most, longest = int(steps.max()), max(len(feed.y) for feed in feeds)
         rows = np.zeros((devices, most, size), np.int32)
         mask = np.zeros((devices, most, size), np.float32)
-        examples = self.spec.training
-        x = np.zeros((devices, longest, *self.manifest.input_shape), examples.x.dtype)
+        x = np.zeros((devices, longest, *self.manifest.input_shape), feeds[0].x.dtype)
         y = np.zeros((devices, longest), np.int32)
         bases = np.zeros((devices, self.manifest.parameters), np.float32)
         rates = np.zeros(devices, np.float32)
         shifts = np.zeros((devices, self.manifest.parameters if self._corrected(group) else 0), np.float32)
-        for i, (work, (its_rows, its_mask)) in enumerate(zip(group.works, batches, strict=True)):
-            rows[i, : len(its_rows)], mask[i, : len(its_rows)] = its_rows, its_mask
-            x[i, : len(work.rows)], y[i, : len(work.rows)] = examples.x[work.rows], examples.y[work.rows]
+        for i, (work, feed) in enumerate(zip(group.works, feeds, strict=True)):
+            rows[i, : steps[i]], mask[i, : steps[i]] = feed.places, feed.mask
+            x[i, : len(feed.y)], y[i, : len(feed.y)] = feed.x, feed.y
             bases[i], rates[i] = group.bases[work.base], work.rate
             if work.correction is not None:
                 shifts[i] = self.shift(work)

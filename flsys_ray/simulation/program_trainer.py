@@ -6,7 +6,7 @@ from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.runner import Program
-from flsys_ray.simulation.training import Answers, Deltas, Group, TrainerSpec, Work
+from flsys_ray.simulation.training import Answers, Deltas, Group, TrainerSpec, Work, augmenting
 
 
 class ProgramTrainer:
@@ -38,6 +38,7 @@ class ProgramTrainer:
                 rng=generator(0, "local-training", work.round, work.assignment_id),
                 max_steps=local.max_steps,
                 correction=work.correction,
+                augment=augmenting(work, self._spec.transforms) if self._spec.transforms else None,
             )
         except UpdateUnusable:  # it diverged: a phone would upload nothing
             return np.full_like(base, np.nan), float("nan"), 1

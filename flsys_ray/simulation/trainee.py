@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flsys_ray.compression.float32 import FLOAT32
+from flsys_ray.compression.memory import encoded, payload_bytes
 from flsys_ray.core.controls import ControlPair
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.snapshot import Snapshot
 from flsys_ray.core.types import Assignment, Counted, RoundSummary, Update, Version
+from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.programs.runner import Program
-from flsys_ray.simulation.desk import Desk, DeskState
+from flsys_ray.simulation.desk import Desk, DeskState, Result
 from flsys_ray.simulation.executors import Executor
 from flsys_ray.simulation.results import Row, Tally
 from flsys_ray.simulation.training import Work, group_size_of, steps_of, updates_of
+from flsys_ray.wire.tensors import MAX_CLASSES, MAX_TRAIN_S
 
 if TYPE_CHECKING:
     from flsys_ray.simulation.engine import SimulatedModel
@@ -30,71 +35,136 @@ class TraineeState:
     desk: DeskState
     tally: Tally
     controls: dict[int, Vector]
+    residuals: dict[int, Vector]
+    have_shared: frozenset[int]
     pairs: dict[str, ControlPair]
     versions: dict[int, Vector]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """An update as the cloud decodes it, and what the device keeps, float32 [P] each, once it is counted."""
+
+    update: Update
+    control: Vector | None = None
+    residual: Vector | None = None
+
+
 class Trainee:
-    """One model. `coordinator` decides, `tally` counts since the last row."""
+    """One model. `coordinator` decides, `tally` counts since the last row.
+
+    `upload_bytes` is what one update weighs: its tensors, without the file's header.
+    """
 
     def __init__(self, model: "SimulatedModel", executor: Executor) -> None:
         self.model, self.tally = model, Tally()
         manifest = read_manifest(model.program)
-        self.layout, self._batch = manifest.to_layout(), manifest.batch_size
+        self.layout, self._batch, self._labels = manifest.to_layout(), manifest.batch_size, len(manifest.classes)
+        self._mask = self.layout.trainable_mask()
         start = Program.load(model.program).init(model.plan.seed)
         version = Version(0, start, model.plan.server_optimizer.init(start.size))
         self.coordinator = Coordinator(model.name, self.layout, model.plan, version, round_=0, opened_at=0.0)
-        self.vector_bytes = start.nbytes
+        controls = start.nbytes if model.plan.aggregation.carries_control else 0
+        self._version_bytes = start.nbytes + controls
+        self.upload_bytes = payload_bytes(model.plan.compression, start.size) + controls
         self.desk = Desk(model.name, executor, group_size_of(model.plan))
         self._controls: dict[int, Vector] = {}
+        self._residuals: dict[int, Vector] = {}
+        self._have_shared: frozenset[int] = frozenset()
         self._pairs: dict[str, ControlPair] = {}
         self._versions = {0: start}  # that open work may begin with: a device that comes back begins its own again
 
-    def steps(self, examples: int) -> int:
-        """Return the local steps of a device with so many examples."""
-        return steps_of(examples, self.model.plan.local, self._batch)
+    def steps(self, device: int) -> int:
+        """Return the local steps of a device, on its own examples and its portion of the shared set."""
+        mixed = round(self.model.plan.augmentation.share * self.model.population.pool.shared)
+        return steps_of(self.model.population.count(device) + mixed, self.model.plan.local, self._batch)
+
+    def download_bytes(self, device: int) -> int:
+        """Return what a device downloads for a training: the version, and the shared set if it has not got it yet."""
+        population = self.model.population
+        if self.model.plan.augmentation.share == 0 or device in self._have_shared:
+            return self._version_bytes
+        examples, count = population.pool.training, population.pool.shared
+        return self._version_bytes + count * (examples.x[:1].nbytes + examples.y[:1].nbytes)
+
+    def downloaded(self, device: int) -> None:
+        """A device has got the version, and the shared set if there is one: it keeps the set."""
+        if self.model.plan.augmentation.share > 0:
+            self._have_shared |= {device}
 
     def begin(self, work: Assignment, device: int, arrives_at: float) -> None:
         """A device has begun a training whose update will arrive."""
         version, correction = self.coordinator.version, None
         if version.control is not None:
             own = self._controls.get(device, np.zeros(self.layout.size, np.float32))
-            pair = self._pairs[work.assignment_id] = ControlPair(version.control, own, self.layout.trainable_mask())
+            pair = self._pairs[work.assignment_id] = ControlPair(version.control, own, self._mask)
             correction = pair.correction
-        rows, base = self.model.population.rows(device), self._versions[work.version]
+        rows, base = self._rows(device), self._versions[work.version]
         rate = self._rate(work)
         self.desk.give(Work(work.assignment_id, work.round, work.version, rows, rate, correction), base, arrives_at)
+
+    def _rows(self, device: int) -> NDArray[np.int64]:
+        """Return the rows that a device trains on: its own, and its portion of the shared set."""
+        population, plan = self.model.population, self.model.plan
+        if plan.augmentation.share == 0:
+            return population.rows(device)
+        return np.concatenate([population.rows(device), population.portion(device, plan.augmentation.share, plan.seed)])
 
     def _rate(self, work: Assignment) -> float:
         return self.model.plan.local.at(work.version).learning_rate
 
-    def submit(self, work: Assignment, device: int, now: float) -> tuple[bool, int]:
+    def submit(self, work: Assignment, device: int, now: float, train_s: float) -> tuple[bool, int]:
         """An update arrives: return whether it was counted, and how many trainings were computed for it (1 or 0)."""
         pair = self._pairs.pop(work.assignment_id, None)
         if self.coordinator.misplaced(work, now) is not None:
             self.desk.drop(work.assignment_id)
             return False, 0
         result = self.desk.result(work.assignment_id, updates_of(self.model.plan) - self.coordinator.counters.counted)
-        change = None
-        if not (np.isfinite(result.loss) and np.isfinite(result.delta).all()):
-            self.coordinator.give_back(work, now)  # it diverged: a phone uploads nothing, and gives the work back
+        try:
+            sent = self._sent(work, device, result, pair, train_s)
+        except UpdateUnusable:
+            self.coordinator.give_back(work, now)  # a phone uploads nothing, and gives the work back
             return False, 1
-        if pair is not None:
-            change = pair.change(result.delta, result.steps, self._rate(work))
-        examples = self.model.population.count(device)
+        counted = isinstance(self.coordinator.submit(sent.update, now), Counted)
+        if counted and sent.control is not None:
+            self._controls[device] = sent.control
+        if counted and sent.residual is not None:
+            self._residuals[device] = sent.residual
+        return counted, 1
+
+    def _sent(self, work: Assignment, device: int, result: Result, pair: ControlPair | None, train_s: float) -> Sent:
+        """Return what a device uploads. Raises `UpdateUnusable` if the training diverged."""
+        if not (np.isfinite(result.loss) and np.isfinite(result.delta).all()):
+            raise UpdateUnusable(f"{self.model.name}: the delta of {work.assignment_id} is not finite")
+        change = pair.change(result.delta, result.steps, self._rate(work)) if pair is not None else None
+        delta, residual = self._as_decoded(work, device, result.delta)
         update = Update(
             work,
-            result.delta,
-            examples,
+            delta,
+            self.model.population.count(device),
             result.loss,
             num_steps=result.steps,
-            num_bytes=result.delta.nbytes,
+            num_bytes=self.upload_bytes,
             control=change,
+            train_s=min(train_s, MAX_TRAIN_S),
+            labels=self._label_counts(device),
         )
-        counted = isinstance(self.coordinator.submit(update, now), Counted)
-        if counted and pair is not None and change is not None:
-            self._controls[device] = pair.after(change)
-        return counted, 1
+        return Sent(update, pair.after(change) if pair is not None and change is not None else None, residual)
+
+    def _as_decoded(self, work: Assignment, device: int, delta: Vector) -> tuple[Vector, Vector | None]:
+        """Return a delta as the cloud decodes it, and what the encoding leaves for the device's next one."""
+        encoding, memory = self.model.plan.compression, self._residuals.get(device)
+        if encoding == FLOAT32:
+            return delta, None
+        made = encoded(encoding, delta, memory, self._mask, round_=work.round, assignment_id=work.assignment_id)
+        return encoding.decode(made.parts, 0, delta.size), made.residual
+
+    def _label_counts(self, device: int) -> tuple[int, ...] | None:
+        """Return how many examples of each class a device has of its own, if the plan's selector asks."""
+        if not self.model.plan.selection.reads_labels or self._labels > MAX_CLASSES:
+            return None
+        population = self.model.population
+        return tuple(np.bincount(population.pool.training.y[population.rows(device)], minlength=self._labels).tolist())
 
     def row(self, summary: RoundSummary) -> Row:
         """Return the row of a round that closed, and begin to count anew."""
@@ -135,14 +205,21 @@ class Trainee:
 
     def state(self) -> TraineeState:
         """Return all of the state."""
-        controls, pairs = dict(self._controls), dict(self._pairs)
         return TraineeState(
-            self.coordinator.snapshot(), self.desk.state(), self.tally, controls, pairs, dict(self._versions)
+            self.coordinator.snapshot(),
+            self.desk.state(),
+            self.tally,
+            dict(self._controls),
+            dict(self._residuals),
+            self._have_shared,
+            dict(self._pairs),
+            dict(self._versions),
         )
 
     def restore(self, state: TraineeState) -> None:
         """Go on from a state."""
         self.coordinator = Coordinator.restore(self.model.name, self.layout, self.model.plan, state.snapshot)
         self.desk.restore(state.desk)
-        self.tally, self._controls, self._pairs = state.tally, dict(state.controls), dict(state.pairs)
-        self._versions = dict(state.versions)
+        self.tally, self._versions = state.tally, dict(state.versions)
+        self._controls, self._pairs = dict(state.controls), dict(state.pairs)
+        self._residuals, self._have_shared = dict(state.residuals), state.have_shared

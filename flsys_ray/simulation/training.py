@@ -2,6 +2,7 @@
 
 A device's batches are those of the phone: `core.rng.generator(0, "local-training", round, assignment id)` draws the
 order of each epoch, and the last batch is filled up by wrap-around with mask 0 (`programs.runner.Program.train`).
+Windows are changed as the phone changes them, each epoch anew (`augmentation.base.augmented`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flsys_ray.augmentation.base import Transform, augmented
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.pacing.buffered import Buffered
 from flsys_ray.core.pacing.deadline import Rounds
@@ -85,6 +87,7 @@ class TrainerSpec:
         group_size: the most works that a group will have.
         training: what devices train on.
         held_out: what versions are evaluated on.
+        transforms: of the plan: what each epoch changes of the examples.
     """
 
     name: TrainerName
@@ -94,6 +97,7 @@ class TrainerSpec:
     group_size: int
     training: Examples
     held_out: Examples
+    transforms: tuple[Transform, ...] = ()
 
 
 class Trainer(Protocol):
@@ -129,6 +133,38 @@ def updates_of(plan: TrainingPlan) -> int:
     return (
         pacing.cohort if isinstance(pacing, Rounds) else pacing.buffer if isinstance(pacing, Buffered) else pacing.slots
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """A work's examples, x [N, ...] and y int32 [N], and the places of each step's batch in them.
+
+    Of S steps with batches of B: `places` int32 [S, B], and `mask` float32 [S, B]. With transforms, x holds the
+    examples as each epoch sees them, one epoch after the other.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int32]
+    places: NDArray[np.int32]
+    mask: NDArray[np.float32]
+
+
+def feed_of(work: Work, spec: TrainerSpec, size: int) -> Feed:
+    """Return what a work trains on, in batches of `size`: what the phone's program is fed."""
+    places, mask = batches_of(work, spec.local, size)
+    x, y = spec.training.x[work.rows], spec.training.y[work.rows]
+    if not spec.transforms:
+        return Feed(x, y, places, mask)
+    epochs = np.arange(len(places)) // -(-len(y) // size)
+    changes = augmenting(work, spec.transforms)
+    seen = [changes(x, epoch) for epoch in range(int(epochs[-1]) + 1)]
+    places = (places + (epochs * len(y))[:, None]).astype(np.int32)
+    return Feed(np.concatenate(seen), np.tile(y, len(seen)), places, mask)
+
+
+def augmenting(work: Work, transforms: tuple[Transform, ...]) -> Callable[[NDArray[Any], int], NDArray[Any]]:
+    """Return what makes the examples x of an epoch of a work."""
+    return lambda x, epoch: augmented(transforms, x, assignment_id=work.assignment_id, epoch=epoch)
 
 
 def batches_of(work: Work, local: LocalTraining, size: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -5,19 +5,28 @@ HAR-Wild is built without dropout here: which units are dropped follows from a f
 differs between runtimes.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import keras
 import numpy as np
 import pytest
+from simulated import message_of
 
 import flsys_ray
-from flsys_ray.core.plan import LocalTraining
+from flsys_ray.augmentation.jitter import Jitter
+from flsys_ray.augmentation.permutation import Permutation
+from flsys_ray.augmentation.rotation import Rotation
+from flsys_ray.core.plan import LocalTraining, parse_plan
+from flsys_ray.core.types import Assignment
+from flsys_ray.device.examples import Batch
+from flsys_ray.device.trainer import train_assignment
 from flsys_ray.models import har_wild, sentiment
 from flsys_ray.programs.runner import Program
 from flsys_ray.simulation.fast_trainer import OneByOne, Together, make_fast_trainer
 from flsys_ray.simulation.program_trainer import ProgramTrainer
 from flsys_ray.simulation.training import Examples, Group, TrainerSpec, Work
+from flsys_ray.wire.tensors import decode_update, encode_vector
 
 TOLERANCE, LOSS_TOLERANCE = 2e-6, 1e-5
 
@@ -96,6 +105,40 @@ def test_a_corrected_gradient(form, monkeypatch):
     monkeypatch.setattr("flsys_ray.simulation.fast_trainer.is_small", lambda manifest, model: form is Together)
     spec = spec_of(narrow, list("abcd"), local=LocalTraining(epochs=2, learning_rate=0.05))
     compare(spec, form, group_of(spec, corrected=True))
+
+
+TRANSFORMS = (Rotation(max_degrees=40), Jitter(sigma=0.3, share=0.5), Permutation(segments=3))
+
+
+@pytest.mark.parametrize("form", [Together, OneByOne])
+def test_transforms_are_drawn_anew_for_each_epoch(form, monkeypatch):
+    monkeypatch.setattr("flsys_ray.simulation.fast_trainer.is_small", lambda manifest, model: form is Together)
+    spec = spec_of(narrow, list("abcd"), local=LocalTraining(epochs=3, learning_rate=0.05, max_steps=9))
+    group = group_of(spec)
+    plain = ProgramTrainer(spec).train(group)
+    spec = replace(spec, transforms=TRANSFORMS)
+    compare(spec, form, group)
+    assert np.abs(ProgramTrainer(spec).train(group).delta - plain.delta).max() > 100 * TOLERANCE
+
+
+def test_the_program_is_fed_the_windows_that_the_phone_feeds_it():
+    plan = parse_plan(
+        {
+            "local": {"epochs": 3, "learning_rate": 0.05, "max_steps": 9},
+            "augmentation": {"transforms": [transform.model_dump() for transform in TRANSFORMS]},
+        }
+    )
+    spec = replace(spec_of(narrow, list("abcd"), local=plan.local), transforms=plan.augmentation.transforms)
+    group, program = group_of(spec), Program.load(spec.program)
+    group = replace(group, works=tuple(replace(work, rate=plan.local.learning_rate) for work in group.works))
+    deltas = ProgramTrainer(spec).train(group).delta
+    for work, delta in zip(group.works, deltas, strict=True):
+        assignment = Assignment(work.assignment_id, "m", work.round, work.base, "a", 60.0)
+        weights = encode_vector("parameters", group.bases[work.base])
+        own = Batch(spec.training.x[work.rows], spec.training.y[work.rows])
+        found = train_assignment(program, weights, message_of(plan, assignment), (own, None), lambda: False)
+        phone = decode_update(found.update, program.manifest.to_layout(), 1e3).delta
+        assert np.array_equal(phone, delta)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", "causal"])
