@@ -1,6 +1,7 @@
 """`flsys simulate`: models train on emulated devices in virtual time."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,6 +31,12 @@ def simulate(
     trainer: Annotated[Literal["fast", "program"], typer.Option(help="A fast graph, or the phone's program.")] = "fast",
     devices: Annotated[int | None, typer.Option(min=1, help="Default: one for each training user.")] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="The most examples that a device has.")] = None,
+    classes_per_device: Annotated[int | None, typer.Option(min=1, help="Of its user's classes. Default: all.")] = None,
+    shared: Annotated[str | None, typer.Option(help="The shared set: a data set, by name or folder.")] = None,
+    shared_part: Annotated[
+        float | None, typer.Option(help="Draw the shared set: so large a part of the training users' examples.")
+    ] = None,
+    drop_out: Annotated[float, typer.Option(help="How likely an assignment is lost, whatever the traces say.")] = 0.0,
     traces: Annotated[Path | None, typer.Option(help="Device traces (Parquet). Default: made up.")] = None,
     ideal: Annotated[bool, typer.Option("--ideal", help="Equal devices that are always there.")] = False,
     check_in_every_s: Annotated[float, typer.Option(min=0.0, help="A device asks no more often.")] = 15.0,
@@ -46,13 +53,15 @@ def simulate(
 
     if resume and out is None:
         raise InvalidInput("--resume needs --out, the folder with the checkpoint")
-    models, specs = prepare(_experiments(plans, data, builtin or [], (rounds, seed, devices, examples, trainer)))
+    given = _Given(rounds, seed, devices, examples, classes_per_device, shared, shared_part, trainer)
+    models, specs = prepare(_experiments(plans, data, builtin or [], given))
     used_seed = models[0].plan.seed
     fleet = _traces(traces, models, used_seed, ideal=ideal)
     terms = Terms(
         seed=used_seed,
         check_in_every_s=check_in_every_s,
         evaluate_every=evaluate_every,
+        drop_out=drop_out,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,31 +88,50 @@ def simulate(
         _report(outcome.summary(), outcome.rows)
 
 
-def _experiments(
-    plans: list[Path], data: list[str], builtins: list[str], settings: tuple[Any, ...]
-) -> list["Experiment"]:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Options that all models share: see `Experiment`."""
+
+    rounds: int | None
+    seed: int | None
+    devices: int | None
+    examples: int | None
+    classes_per_device: int | None
+    shared: str | None
+    shared_part: float | None
+    trainer: Literal["fast", "program"]
+
+
+def _experiments(plans: list[Path], data: list[str], builtins: list[str], given: _Given) -> list["Experiment"]:
     """Return the models that are to be trained."""
     from flsys_ray.core.plan import parse_plan_yaml
-    from flsys_ray.data.dataset import open_dataset
+    from flsys_ray.data.dataset import dataset_at, open_dataset
+    from flsys_ray.data.schema import is_dataset
     from flsys_ray.simulation.experiment import Experiment, builtin, builtin_for, ended
 
-    rounds, seed, devices, examples, trainer = settings
     if len(data) not in (1, len(plans)) or len(builtins) not in (0, 1, len(plans)):
         raise InvalidInput(f"{len(plans)} plans: give --data (and --builtin, if at all) once, or once for each")
+    shared = None
+    if given.shared is not None:
+        folder = Path(given.shared)
+        shared = dataset_at(folder) if is_dataset(folder) else open_dataset(given.shared)
     found: list[Experiment] = []
     for number, path in enumerate(plans):
         dataset = open_dataset(data[number] if len(data) > 1 else data[0])
         name = builtins[min(number, len(builtins) - 1)] if builtins else builtin_for(dataset)
         called = name if name not in {one.name for one in found} else f"{name}-{number + 1}"
-        plan = ended(parse_plan_yaml(path.read_text()), rounds, seed)
+        plan = ended(parse_plan_yaml(path.read_text()), given.rounds, given.seed)
         found.append(
             Experiment(
                 builtin(name),
                 plan,
                 dataset,
-                devices=devices,
-                examples_per_device=examples,
-                trainer=trainer,
+                devices=given.devices,
+                examples_per_device=given.examples,
+                classes_per_device=given.classes_per_device,
+                shared=shared,
+                shared_part=given.shared_part,
+                trainer=given.trainer,
                 name=called,
             )
         )

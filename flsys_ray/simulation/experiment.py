@@ -16,10 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from flsys_ray.builtin import compile_builtin
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.data.dataset import Dataset
-from flsys_ray.errors import InvalidInput, NotFound
+from flsys_ray.data.leaks import check_no_leak
+from flsys_ray.data.uniform import uniform_examples
+from flsys_ray.errors import DataInvalid, InvalidInput, NotFound
 from flsys_ray.models import get
 from flsys_ray.programs.manifest import read_manifest, read_tokenizer
 from flsys_ray.simulation.engine import SimulatedModel, Simulation, Terms
@@ -27,7 +31,7 @@ from flsys_ray.simulation.executors import Executor, InlineExecutor
 from flsys_ray.simulation.population import HELD_OUT_PART, Population, Split, pool_of
 from flsys_ray.simulation.results import Outcome, Row
 from flsys_ray.simulation.traces import Traces, always_there, synthetic_traces
-from flsys_ray.simulation.training import TrainerName, TrainerSpec, group_size_of
+from flsys_ray.simulation.training import Examples, TrainerName, TrainerSpec, group_size_of
 
 BUILTIN_OF_FORM = {"windows": "har-wild", "texts": "sentiment"}
 
@@ -54,6 +58,10 @@ class Experiment:
         held_out_part: the part of its examples that each device does not train on; 0: none.
         devices: how many; default: one for each training user.
         examples_per_device: the most that a device has; default: all of its user's.
+        classes_per_device: how many of its user's classes a device has examples of; default: all.
+        shared: the shared set, of which devices mix in what the plan says: all examples of a data set.
+        shared_part: in its place, a set as large as this part of the training users' examples (beta of Zhao et al.
+            2018, arXiv 1806.00582, section 4), even over the classes, drawn from them; nobody loses one.
         trainer: a fast graph, or the phone's program.
         name: the model's; default: the network's.
     """
@@ -66,6 +74,9 @@ class Experiment:
     held_out_part: float = HELD_OUT_PART
     devices: int | None = None
     examples_per_device: int | None = None
+    classes_per_device: int | None = None
+    shared: Dataset | None = None
+    shared_part: float | None = None
     trainer: TrainerName = "fast"
     name: str | None = None
 
@@ -73,15 +84,44 @@ class Experiment:
         """Read the data, and return the model with its devices.
 
         Raises:
-            DataInvalid: classes that the data set does not have, unknown users, or one in both parts.
-            DataLeak: examples of both parts overlap.
+            DataInvalid: classes that the data set does not have, unknown users, or one in both parts; a shared set
+                that is not even over the classes, or cannot be drawn.
+            DataLeak: examples of both parts, or of the shared set and those that judge, overlap.
         """
         program, plan = self.network.program, self.plan
-        dataset = self.dataset.fit(read_manifest(program).classes, read_tokenizer(program))
+        dataset = self._fitted(self.dataset)
         split = Split.of(dataset.users, plan.seed, held_out=self.held_out, training=self.training)
-        pool = pool_of(dataset, split, self.held_out_part, plan.seed)
-        population = Population(pool, self.devices or len(pool.users), plan.seed, self.examples_per_device)
+        pool = pool_of(dataset, split, self.held_out_part, plan.seed, self._shared(dataset, split))
+        devices = self.devices or len(pool.users)
+        population = Population(pool, devices, plan.seed, self.examples_per_device, self.classes_per_device)
         return SimulatedModel(self.name or self.network.name, plan, program, population)
+
+    def _fitted(self, dataset: Dataset) -> Dataset:
+        return dataset.fit(read_manifest(self.network.program).classes, read_tokenizer(self.network.program))
+
+    def _shared(self, dataset: Dataset, split: Split) -> Examples | None:
+        """Return the shared set, None if there is none."""
+        if self.shared is not None and self.shared_part is not None:
+            raise InvalidInput("simulation: a shared set, or a part of the examples to draw it from, not both")
+        if self.shared_part is not None:
+            if not 0 < self.shared_part <= 1:
+                raise InvalidInput(f"simulation: shared_part must lie in (0, 1], not {self.shared_part}")
+            total = sum(dataset.count(user) for user in split.training)
+            each = max(1, round(self.shared_part * total / len(dataset.classes)))
+            return Examples(*uniform_examples(dataset, split.training, each, self.plan.seed))
+        return None if self.shared is None else _whole(self._fitted(self.shared), dataset, split)
+
+
+def _whole(shared: Dataset, dataset: Dataset, split: Split) -> Examples:
+    """Return all of a shared set, if it is even over the classes and holds nothing that judges."""
+    parts = [shared.examples(user) for user in shared.users]
+    y = np.concatenate([part.y for part in parts])
+    counts = np.bincount(y, minlength=len(shared.classes))
+    if counts.min() != counts.max():
+        told = ", ".join(f"{count} {name}" for name, count in zip(shared.classes, counts, strict=True))
+        raise DataInvalid(f"{shared.name}: a shared set has as many examples of each class, not {told}")
+    check_no_leak({"the shared set": parts, "held out": [dataset.examples(user) for user in split.held_out]})
+    return Examples(np.concatenate([part.x for part in parts]), y)
 
 
 def builtin(name: str, classes: Sequence[str] | None = None) -> Network:

@@ -1,14 +1,17 @@
 """A simulation from Python: who trains, who judges, and that the same call gives the same bits."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 
 import flsys_ray
-from flsys_ray.core.plan import parse_plan
+from flsys_ray.core.plan import Augmentation, parse_plan
 from flsys_ray.data import synthetic
 from flsys_ray.data.dataset import dataset_at
-from flsys_ray.errors import DataInvalid, InvalidInput
+from flsys_ray.data.uniform import write_uniform
+from flsys_ray.errors import DataInvalid, DataLeak, InvalidInput
 from flsys_ray.simulation.engine import Terms
 from flsys_ray.simulation.experiment import Experiment, Network, builtin_for, ended, fleet_for, prepare, run
 from flsys_ray.simulation.population import Split
@@ -114,3 +117,59 @@ def test_the_built_in_model_of_windows_is_found(data):
 def test_terms_default_to_the_seed_of_the_plan(data, network):
     one = Experiment(network, PLAN.model_copy(update={"seed": 4}), data, trainer="program")
     assert run([one]).digests == run([one], terms=Terms(seed=4)).digests
+
+
+# Label skew and the shared set ---------------------------------------------------------------------------------------
+
+
+def test_each_device_keeps_some_of_its_users_classes(data, network):
+    (model,), _ = prepare([Experiment(network, PLAN, data, devices=40, classes_per_device=1, examples_per_device=6)])
+    population, y = model.population, model.population.pool.training.y
+    whole = replace(population, classes_per_device=None)
+    for device in range(40):
+        assert set(y[population.rows(device)]) == set(population.classes(device))
+        assert len(population.classes(device)) == 1
+        assert len(population.rows(device)) == population.count(device) <= 6
+        assert set(population.classes(device)) <= set(whole.classes(device))
+        assert set(y[whole.rows(device)]) <= set(whole.classes(device))
+    assert {label for device in range(40) for label in population.classes(device)} == {0, 1}
+    two = replace(population, classes_per_device=2, examples_per_device=None)
+    whole = replace(whole, examples_per_device=None)
+    assert all(two.rows(device).tolist() == whole.rows(device).tolist() for device in range(40))
+
+
+def test_a_shared_set_is_drawn_from_training_users_evenly_and_nobody_loses_an_example(data, network):
+    share = PLAN.model_copy(update={"augmentation": Augmentation(share=0.5)})
+    (model, plain), _ = prepare(
+        [Experiment(network, share, data, shared_part=0.1, name="a"), Experiment(network, PLAN, data, name="b")]
+    )
+    pool = model.population.pool
+    assert pool.held_out.x.tobytes() == plain.population.pool.held_out.x.tobytes()
+    own = int(pool.offsets[-1])
+    assert pool.training.x[:own].tobytes() == plain.population.pool.training.x.tobytes()
+    total = sum(data.select(CLASSES).count(user) for user in pool.users)
+    assert np.bincount(pool.training.y[own:]).tolist() == [round(0.05 * total)] * 2
+    held_out = {x.tobytes() for x in pool.held_out.x}
+    assert not [x for x in pool.training.x[own:] if x.tobytes() in held_out]
+    portions = [model.population.portion(device, 0.5, 0) for device in range(model.population.devices)]
+    assert all(len(rows) == round(0.5 * pool.shared) and rows.min() >= own for rows in portions)
+    assert len({tuple(rows) for rows in portions}) == len(portions)
+
+
+def test_a_data_set_of_its_own_is_the_shared_set_if_it_is_even_and_judges_nobody(data, network, tmp_path):
+    share = PLAN.model_copy(update={"augmentation": Augmentation(share=1.0)})
+    chosen = data.select(CLASSES)
+    held_out, training = chosen.users[:2], chosen.users[2:]
+    write_uniform(tmp_path / "even", chosen, training, 5)
+    even = dataset_at(tmp_path / "even")
+    given = Experiment(network, share, data, held_out=held_out, shared=even, trainer="program")
+    assert given.model().population.pool.shared == 10
+    assert run([given]).versions == {"small": 2}
+    with pytest.raises(DataLeak, match="the shared set"):
+        Experiment(network, share, data, held_out=training[:3], shared=even).model()
+    with pytest.raises(DataInvalid, match="as many examples of each class"):
+        Experiment(network, share, data, held_out=held_out, shared=data).model()
+    with pytest.raises(InvalidInput, match="not both"):
+        Experiment(network, share, data, shared=even, shared_part=0.1).model()
+    with pytest.raises(InvalidInput, match="shared_part"):
+        Experiment(network, share, data, shared_part=-0.1).model()
