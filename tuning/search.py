@@ -16,8 +16,10 @@ def tune_config(stage: Stage, workers: int) -> tune.TuneConfig:
     """Return how Tune searches: `workers` trials at a time, in processes that are used again."""
     sweep, search, scheduler = stage.sweep, None, None
     if sweep.search.name == "optuna":
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         search = OptunaSearch(_distributions(sweep.space), metric=SCORE, mode="max", seed=sweep.seed)
     if isinstance(sweep.search, AshaSearch):
         scheduler = AsyncHyperBandScheduler(

@@ -32,6 +32,10 @@ class Dimension(BaseModel):
         """Return the value at a place in [0, 1)."""
         raise NotImplementedError
 
+    def near(self, value: Value) -> Value:
+        """Return a value that a search has made as a sweep writes it."""
+        return value
+
     def probes(self) -> tuple[Value, ...]:
         """Return the values that are tried out before a sweep starts: all of a list, both ends of a range."""
         raise NotImplementedError
@@ -98,7 +102,11 @@ class Uniform(Ranged):
     def at(self, place: float) -> Value:
         """Return the value at a place in [0, 1)."""
         low, high = self.uniform
-        return rounded(low + place * (high - low), self.uniform)
+        return self.near(low + place * (high - low))
+
+    def near(self, value: Value) -> Value:
+        """Return the number with few digits."""
+        return rounded(float(value), self.uniform)
 
 
 class LogUniform(Ranged):
@@ -110,7 +118,11 @@ class LogUniform(Ranged):
     def at(self, place: float) -> Value:
         """Return the value at a place in [0, 1)."""
         low, high = map(math.log, self.loguniform)
-        return rounded(math.exp(low + place * (high - low)), self.loguniform)
+        return self.near(math.exp(low + place * (high - low)))
+
+    def near(self, value: Value) -> Value:
+        """Return the number with few digits."""
+        return rounded(float(value), self.loguniform)
 
 
 class RandInt(Ranged):

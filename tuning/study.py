@@ -39,7 +39,7 @@ def run_sweep(sweep: Sweep, out: Path, workers: int) -> dict[str, Any]:
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
     stage = stage_of(sweep, dataset, configurations)
-    from tuning.tuner import cluster, run_trials, say, test_best
+    from tuning.tuner import cluster, run_trials, say, train_anew
 
     with cluster():
         records = run_trials(stage, out / "tune", workers)
@@ -47,7 +47,7 @@ def run_sweep(sweep: Sweep, out: Path, workers: int) -> dict[str, Any]:
         _all_ran(records, out)
         best = best_of(records, sweep.metric)
         say(f"best: trial {best.number} ({told(best.configuration)}); it is trained anew for its figure on test users")
-        tested, digests = test_best(stage, best.configuration)
+        tested, digests = train_anew(stage, best.configuration)
     return _conclude(stage, records, best, (tested, digests), out)
 
 

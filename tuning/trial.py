@@ -48,7 +48,9 @@ def run_trial(config: Mapping[str, Any], stage: Stage) -> None:
 
 def configuration_of(config: Mapping[str, Any], stage: Stage) -> Mapping[str, Value]:
     """Return the configuration that Tune's config stands for."""
-    return config if stage.configurations is None else stage.configurations[config[NUMBER]]
+    if stage.configurations is not None:
+        return stage.configurations[config[NUMBER]]
+    return {name: stage.sweep.space[name].near(value) for name, value in config.items()}
 
 
 def _go_on(heat: Heat) -> None:

@@ -104,7 +104,7 @@ def run_trials(stage: Stage, folder: Path, workers: int) -> list[Record]:
     return sorted(records, key=lambda record: record.number)
 
 
-def test_best(stage: Stage, configuration: Mapping[str, Value]) -> tuple[list[Figures], dict[str, str]]:
+def train_anew(stage: Stage, configuration: Mapping[str, Value]) -> tuple[list[Figures], dict[str, str]]:
     """Train a configuration anew for the figures on test users. Returns those of the last version, and its digests."""
     task = ray.remote(num_cpus=1)(_test)
     figures, digests = ray.get(task.remote(stage, dict(configuration)))

@@ -9,16 +9,21 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from flsys_ray.cli import app
 from flsys_ray.core.plan import parse_plan_yaml
 from flsys_ray.data.dataset import open_dataset
-from flsys_ray.simulation.experiment import Experiment, builtin, run
+from flsys_ray.simulation.experiment import Experiment, Network, builtin, run
 from flsys_ray.simulation.results import Outcome
-from tuning.stage import users_of
+from tuning.configurations import fixed_configurations
+from tuning.search import tune_config
+from tuning.stage import Stage, users_of
+from tuning.sweep import parse_sweep
 
 DATA, SEEDS, KILL_S = "synthetic-texts", (1, 2), 90.0
 SWEEP = f"""
@@ -133,3 +138,38 @@ def test_a_finished_sweep_only_shows_its_result_and_another_is_refused(finished:
     other = tune(finished)
     assert "flsys: out holds another sweep" in other.communicate(timeout=60)[1]
     assert other.returncode == 1
+
+
+# What Tune is told, without running it ----------------------------------------------------------------------------
+
+
+def stage_of(search: str, space: str) -> Stage:
+    sweep = parse_sweep(f"data: {DATA}\nbuiltin: sentiment\nrounds: 9\ntarget: 0.5\nseed: 5\n{search}\nspace: {space}")
+    configurations = None if sweep.search.name == "optuna" else fixed_configurations(sweep)
+    return Stage(sweep, Network("sentiment", b""), (), None, configurations)
+
+
+def test_asha_ends_trials_by_version() -> None:
+    stage = stage_of("search: {name: asha, grace: 2, reduction: 3}\ntrials: 4", "{local.epochs: {randint: [1, 9]}}")
+    config = tune_config(stage, 2)
+    assert isinstance(config.scheduler, AsyncHyperBandScheduler)
+    trial = SimpleNamespace(trial_id="first")
+    bracket = config.scheduler._brackets[0]
+    assert [milestone for milestone, _ in bracket._rungs] == [6, 2]
+    assert bracket.on_result(trial, 2, 0.9) == "CONTINUE"
+    assert bracket.on_result(SimpleNamespace(trial_id="second"), 2, 0.1) == "STOP"
+
+
+def test_optuna_draws_within_the_space_and_the_same_again() -> None:
+    space = "{a: {choice: [x, {name: y}]}, b.c: {randint: [2, 4]}, d: {loguniform: [0.01, 1]}, e: {uniform: [-1, 0]}}"
+    stage = stage_of("search: optuna\ntrials: 4", space)
+    draws = []
+    for _ in range(2):
+        search = tune_config(stage, 1).search_alg
+        draws.append([search.suggest(f"trial-{number}") for number in range(20)])
+    assert draws[0] == draws[1]
+    for drawn in draws[0]:
+        assert drawn["a"] in ("x", '{"name": "y"}')
+        assert drawn["b.c"] in (2, 3, 4)
+        assert 0.01 <= drawn["d"] <= 1
+        assert -1 <= drawn["e"] <= 0
