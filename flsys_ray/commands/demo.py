@@ -84,10 +84,10 @@ def _run(
         programs = [pool.submit(compile_builtin, part.model) for part in parts]
         url = stack.enter_context(own_cloud(folder))
         say(f"cloud      ready at {url} (Ray, Serve, a folder as object store)")
-        keys = create_apps(folder, url, [part.app for part in parts])
+        apps = create_apps(folder, url, [part.app for part in parts])
         trainings = [
-            Training.of(part, part.model, data_set, url, key)
-            for part, data_set, key in zip(parts, data_sets, keys, strict=True)
+            Training.of(part, part.model, data_set, url, app)
+            for part, data_set, app in zip(parts, data_sets, apps, strict=True)
         ]
         for training in trainings:
             stack.enter_context(training.cloud)

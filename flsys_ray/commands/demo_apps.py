@@ -18,6 +18,7 @@ from flsys_ray.developer import DeveloperClient
 from flsys_ray.device.fleet import Fleet
 from flsys_ray.errors import InvalidInput
 from flsys_ray.models import base
+from flsys_ray.wire.developer_schemas import AppCreated
 
 HELD_OUT, SPLIT_SEED = 0.2, 0
 POINTS = 20
@@ -77,12 +78,12 @@ class Training:
     dataset: Dataset
     cloud: DeveloperClient
     url: str
-    app_key: str = field(repr=False)
+    enrol_key: str = field(repr=False)
 
     @classmethod
-    def of(cls, part: Part, name: str, dataset: Dataset, url: str, app_key: str) -> "Training":
-        """Return it, with a client that its user closes."""
-        return cls(part, name, dataset, DeveloperClient(url, app_key), url, app_key)
+    def of(cls, part: Part, name: str, dataset: Dataset, url: str, app: AppCreated) -> "Training":
+        """Return it, with a client that its user closes. Phones get the key that opens enrolment alone."""
+        return cls(part, name, dataset, DeveloperClient(url, app.key), url, app.enrol_key)
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class Training:
     def fleet(self, count: int, folder: Path, training_s: Callable[[int], float] | None = None) -> Fleet:
         """Return the app on that many phones."""
         models, own, deal = (self.name,), folder / self.part.app, self.part.deal
-        phones = Phones(self.url, self.app_key, models, count, self.users, own, deal, training_s)
+        phones = Phones(self.url, self.enrol_key, models, count, self.users, own, deal, training_s)
         return fleet_of(self.cloud, phones, self.dataset)
 
     def on_a_phone(self, count: int) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from flsys_ray.commands import with_parent
 from flsys_ray.developer import DeveloperClient
 from flsys_ray.errors import TryLater
+from flsys_ray.wire.developer_schemas import AppCreated
 
 READY_S = 180.0
 DOWN_S = 60.0
@@ -20,7 +22,8 @@ DOWN_S = 60.0
 def own_cloud(folder: Path) -> Iterator[str]:
     """Run `flsys up` on a free port, and yield its URL. It is down when the block is left, in whatever way.
 
-    The child is not in the terminal's process group: Ctrl-C reaches the demo alone, which then takes the cloud down.
+    The child is not in the terminal's process group: Ctrl-C reaches the demo alone, which then takes the cloud down. A
+    demo that is killed closes the pipe that is the child's standard input, and the cloud goes down by itself.
 
     Raises:
         TryLater: it did not start.
@@ -28,10 +31,15 @@ def own_cloud(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "flsys_ray", "up", "--store", str(folder / "store"), "--port", str(port)]
+    command = [sys.executable, "-m", with_parent.__name__, "up", "--store", str(folder / "store"), "--port", str(port)]
     log = (folder / "cloud.log").open("w")
     pipe, own = subprocess.PIPE, _environment(folder)
-    with log, subprocess.Popen(command, env=own, stdout=pipe, stderr=log, text=True, start_new_session=True) as up:
+    with (
+        log,
+        subprocess.Popen(
+            command, env=own, stdin=pipe, stdout=pipe, stderr=log, text=True, start_new_session=True
+        ) as up,
+    ):
         try:
             yield _ready(up, folder)
         finally:
@@ -42,11 +50,11 @@ def own_cloud(folder: Path) -> Iterator[str]:
                 up.kill()
 
 
-def create_apps(folder: Path, url: str, names: Sequence[str]) -> list[str]:
-    """Return the keys of new apps, made with the key that the cloud in the folder wrote for its operator."""
+def create_apps(folder: Path, url: str, names: Sequence[str]) -> list[AppCreated]:
+    """Return new apps with their keys, made with the key that the cloud in the folder wrote for its operator."""
     operator_key = (folder / "state" / "flsys" / "operator.key").read_text().strip()
     with DeveloperClient(url, operator_key) as operator:
-        return [operator.create_app(name).key for name in names]
+        return [operator.create_app(name) for name in names]
 
 
 def _ready(up: "subprocess.Popen[str]", folder: Path) -> str:

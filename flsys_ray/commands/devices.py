@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from flsys_ray.commands.fleets import HAR_MODELS, Watch, data_for
-from flsys_ray.commands.options import AppKey, AsJson, Url, cloud_url, console, developer, print_json, split_names
+from flsys_ray.commands.options import (
+    AppKey,
+    AsJson,
+    EnrolKey,
+    Url,
+    cloud_url,
+    console,
+    developer,
+    print_json,
+    split_names,
+)
 from flsys_ray.errors import InvalidInput
 
 one = typer.Typer(no_args_is_help=True, help="One phone.")
@@ -40,10 +50,11 @@ def run_one(
     seconds: Seconds = None,
     url: Url = None,
     app_key: AppKey = None,
+    enrol_key: EnrolKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one phone that holds one user's data."""
-    _run(1, data, models, (user,), folder, until_version, seconds, 1, url, app_key, as_json)
+    _run(1, data, models, (user,), folder, until_version, seconds, 1, url, app_key, enrol_key, as_json)
 
 
 @many.command("run")
@@ -59,6 +70,7 @@ def run_many(
     seconds: Seconds = None,
     url: Url = None,
     app_key: AppKey = None,
+    enrol_key: EnrolKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Run many phones, each with a user's data. Users that are held out are left for `flsys models evaluate`."""
@@ -67,7 +79,18 @@ def run_many(
     dataset = data_for(data)
     users = training_users(dataset, held_out, seed)
     _run(
-        count or len(users), dataset.name, models, users, folder, until_version, seconds, workers, url, app_key, as_json
+        count or len(users),
+        dataset.name,
+        models,
+        users,
+        folder,
+        until_version,
+        seconds,
+        workers,
+        url,
+        app_key,
+        enrol_key,
+        as_json,
     )
 
 
@@ -108,6 +131,7 @@ def _run(
     workers: int,
     url: str | None,
     app_key: str | None,
+    enrol_key: str | None,
     as_json: bool,
 ) -> None:
     from flsys_ray.commands.fleets import Phones, fleet_of, too_few
@@ -120,7 +144,7 @@ def _run(
             raise InvalidInput(
                 f"data set {dataset.name} has no user {unknown[0]!r}; it has {', '.join(dataset.users[:8])} ..."
             )
-        phones = Phones(cloud_url(url), str(app_key), names, count, users, place)
+        phones = Phones(cloud_url(url), enrol_key or str(app_key), names, count, users, place)
         fleet = fleet_of(cloud, phones, dataset)
         if not as_json:
             console.print(f"{count} phones with {dataset.source} data of {dataset.title} ({len(users)} users)")

@@ -31,11 +31,12 @@ LOOK_S = 0.5
 class Phones:
     """How many phones, of which app and models, with whose data, and where they keep their state.
 
+    `enrol_key` is what they enrol with: the app's enrolment key, or the app key, which opens that as well.
     `deal` and `training_s` are those of `flsys_ray.device.fleet.Fleet`.
     """
 
     url: str
-    app_key: str = field(repr=False)
+    enrol_key: str = field(repr=False)
     models: tuple[str, ...]
     count: int
     users: tuple[str, ...]
@@ -63,7 +64,7 @@ def fleet_of(cloud: DeveloperClient, phones: Phones, dataset: Dataset) -> Fleet:
             raise InvalidInput(f"model {model!r} has no program yet")
         program = cloud.program(model, info.program_sha256)
         data[model] = dataset.fit(read_manifest(program).classes, read_tokenizer(program))
-    config = PhoneConfig(url=phones.url, app_key=phones.app_key, models=phones.models)
+    config = PhoneConfig(url=phones.url, app_key=phones.enrol_key, models=phones.models)
     return Fleet(
         folder=phones.folder,
         config=config,

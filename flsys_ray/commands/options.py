@@ -14,6 +14,10 @@ from flsys_ray.errors import InvalidInput
 
 Url = Annotated[str | None, typer.Option("--url", envvar="FLSYS_URL", help="The cloud's address; default: the one up.")]
 AppKey = Annotated[str | None, typer.Option("--app-key", envvar="FLSYS_APP_KEY", help="The app's key.")]
+EnrolKey = Annotated[
+    str | None,
+    typer.Option("--enrol-key", envvar="FLSYS_ENROL_KEY", help="What phones enrol with; default: the app key."),
+]
 OperatorKey = Annotated[
     str | None,
     typer.Option("--operator-key", envvar="FLSYS_OPERATOR_KEY", help="Default: the file that `flsys up` wrote."),

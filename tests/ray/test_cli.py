@@ -5,11 +5,13 @@ The scripts of docs/guide.md that need a cloud run here too.
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,19 +141,44 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 def up(machine: Machine) -> Iterator[list[Up]]:
     """The cloud; the last one of the list is the one that is up."""
     ups = [Up(machine)]
-    machine.variables["FLSYS_APP_KEY"] = machine.told("app", "create", "by-hand").strip()
+    created = machine.read("app", "create", "by-hand")
+    machine.variables |= {"FLSYS_APP_KEY": created["key"], "FLSYS_ENROL_KEY": created["enrol_key"]}
     yield ups
     for each in ups:
         each.close()
 
 
-def of_folder(folder: Path) -> list[str]:
+DEMO_CLOUD = """
+import sys
+import threading
+import time
+from pathlib import Path
+from flsys_ray.commands.demo_cloud import own_cloud
+
+with own_cloud(Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    threading.Event().wait()
+"""
+
+
+def pids_of_folder(folder: Path) -> list[int]:
     """Return the processes whose environment names a folder: a demo's cloud and all of its Ray."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(folder).encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def of_folder(folder: Path) -> list[str]:
+    """Return the command lines of these processes."""
+    found = []
+    for pid in pids_of_folder(folder):
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
     return found
@@ -222,6 +249,24 @@ def test_an_interrupted_demo_leaves_no_process_behind(machine: Machine) -> None:
             demo.stdout.close()
     assert "Traceback" not in (machine.home / "interrupted.log").read_text()
     assert of_folder(kept) == []
+
+
+def test_the_cloud_of_a_demo_that_is_killed_goes_down(machine: Machine) -> None:
+    """`kill -9` of the demo: nobody is there any more to stop its cloud."""
+    kept = machine.home / "killed"
+    kept.mkdir()
+    command = [sys.executable, "-c", DEMO_CLOUD, str(kept)]
+    environment = machine.environment() | {"XDG_STATE_HOME": str(kept)}  # so that `of_folder` finds the demo too
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline().startswith("http://")
+        cloud = [os.pidfd_open(pid) for pid in pids_of_folder(kept) if pid != demo.pid]
+        demo.kill()
+    assert len(cloud) > 5
+    deadline = time.monotonic() + 60
+    for process in cloud:  # readable when the process has ended
+        assert select.select([process], [], [], deadline - time.monotonic())[0] != []
+        os.close(process)
 
 
 def test_by_hand_from_up_to_an_evaluated_version(machine: Machine, up: list[Up]) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from flsys_ray.commands.fleets import for_phones, too_few
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.errors import InvalidInput, PlanInvalid
 from flsys_ray.models import base
+from flsys_ray.wire.developer_schemas import AppCreated
 
 RUNNER = CliRunner()
 SMALL = ("data", "synthesize", "--users", "3", "--minutes", "1")
@@ -307,7 +310,13 @@ def small_data(home: Path) -> None:
 @pytest.mark.usefixtures("small_data")
 def test_what_a_phone_of_the_demo_holds(home: Path):
     fitness, keyboard = (
-        demo_apps.Training.of(part, part.model, demo_apps.opened(part, None), "http://127.0.0.1:1", "key")
+        demo_apps.Training.of(
+            part,
+            part.model,
+            demo_apps.opened(part, None),
+            "http://127.0.0.1:1",
+            AppCreated(app_id="acme", key="k", enrol_key="e"),
+        )
         for part in PARTS
     )
     assert (len(fitness.users), len(keyboard.users)) == (4, 8)
@@ -336,3 +345,15 @@ def test_too_few_phones_for_a_cohort_are_told_so():
         "note: steps: its cohort is 32: with 31 phones alone each round waits for its deadline (60 s) "
         "and needs 16 updates"
     )
+
+
+def test_a_command_ends_when_its_parent_closes_its_input(home: Path):
+    command = [sys.executable, "-m", "flsys_ray.commands.with_parent", "watch", "--url", "http://127.0.0.1:9"]
+    pipe, environment = subprocess.PIPE, os.environ | {"FLSYS_APP_KEY": "k", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert "no answer" in child.stdout.readline()
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(30) in (-signal.SIGTERM, 128 + signal.SIGTERM)
