@@ -24,8 +24,8 @@
     staged/{deadline}/{model}/{assignment}.{device}                   an update that is not announced yet, on S3
 
 {model} is a model's id, `{app}/{name}`: names are an app's own. What lies in `secrets/` (but for the root), `apps/`,
-`enrolled/`, `revoked/`, `devices/` and `probe/` may change, and what is staged goes. Nothing else here is ever
-replaced: every object is made once.
+`enrolled/`, `revoked/`, `devices/` and `probe/` may change. What is staged goes, and updates of old versions may (see
+`pruning`). Nothing else here is ever replaced: every object is made once.
 """
 
 import math
@@ -38,6 +38,7 @@ APPS = "apps/"
 CATALOG = "catalog/"
 MODELS = "models/"
 STAGED = "staged/"
+_UPDATES = "updates"
 
 
 def app(name: str) -> str:
@@ -130,9 +131,24 @@ def version(model: str, number: int) -> str:
     return f"{versions(model)}{number:08d}.json"
 
 
+def rounds(model: str) -> str:
+    """Return the prefix of what devices sent, round by round."""
+    return f"{MODELS}{model}/rounds/"
+
+
+def round_in(key: str) -> int:
+    """Return the round in the key of an update or an evaluation of a round."""
+    return int(key.split("/")[-3])
+
+
+def is_update(key: str) -> bool:
+    """Return whether a key of a round is that of an update."""
+    return key.split("/")[-2] == _UPDATES
+
+
 def updates(model: str, round_: int) -> str:
     """Return the prefix of a round's updates."""
-    return f"{MODELS}{model}/rounds/{round_:08d}/updates/"
+    return f"{rounds(model)}{round_:08d}/{_UPDATES}/"
 
 
 def update(model: str, round_: int, assignment_id: str, device_id: str) -> str:
@@ -152,7 +168,7 @@ def staged_until(key: str) -> float:
 
 def evaluations(model: str, round_: int) -> str:
     """Return the prefix of a round's evaluations."""
-    return f"{MODELS}{model}/rounds/{round_:08d}/evaluations/"
+    return f"{rounds(model)}{round_:08d}/evaluations/"
 
 
 def evaluation(model: str, round_: int, assignment_id: str, device_id: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from flsys_ray.commands import prune
 from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, print_json, print_table, split_names
 from flsys_ray.commands.shared_sets import ExamplesPerClass, HeldOut, Seed, Source, Users, shared_set
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
@@ -14,6 +15,7 @@ from flsys_ray.errors import InvalidInput
 from flsys_ray.wire.developer_schemas import Metrics, ModelInfo, RoundInfo
 
 group = typer.Typer(no_args_is_help=True, help="Models: what is trained, and how.")
+group.command()(prune.prune)
 PlanFile = Annotated[Path | None, typer.Option("--plan", exists=True, dir_okay=False, help="A training plan, YAML.")]
 
 
