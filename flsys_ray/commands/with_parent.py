@@ -5,6 +5,7 @@ the system closes that end, and the command gets the signal that a service manag
 """
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -13,9 +14,7 @@ import threading
 def main() -> None:
     """Run the command that the arguments name."""
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    from flsys_ray.cli import main as flsys
-
-    flsys()
+    runpy.run_module("flsys_ray", run_name="__main__")
 
 
 def _end_with_parent() -> None:
