@@ -31,7 +31,8 @@ def run(executor: Executor, models: list) -> Outcome:
 
 @pytest.mark.parametrize("trainer", ["program", "fast"])
 def test_the_same_bits_on_ray(up: Up, trainer: str) -> None:
-    models = models_of(plan_of(ROUNDS), plan_of(BUFFERED))
+    compressed = plan_of(ROUNDS, compression="top_k", augmentation={"share": 0.3}, selection="class_balance")
+    models = models_of(plan_of(ROUNDS), plan_of(BUFFERED), compressed)
     build = tiny_model_maker()
     specs = {name: replace(spec, name=trainer, build=build) for name, spec in specs_of(models).items()}
     inline, on_ray = run(InlineExecutor(specs, 1), models), run(RayExecutor(specs, 2, cores=0.0), models)
