@@ -1,14 +1,15 @@
-"""Fast local training: the whole of a group's local training in one TensorFlow graph, on one core.
+"""Fast local training: many devices' at once, or the whole of a device's in one TensorFlow graph. On one core.
 
 The mathematics is the program's (`programs.lowering.signatures.train`): same loss, optimizers, batches, masks,
 batch statistics. What differs is the order of sums, and so the last bits, and dropout: its key is a fingerprint of
 sums to the bit (`programs.lowering.random`), so another runtime drops other units.
 
-Two forms, chosen by the size of the model alone, so that the bits of a result depend on no clock:
+Three forms, chosen by the model alone, so that the bits of a result depend on no clock:
 
 - `OneByOne`, for large models: a loop over steps, one device after the other; operators are large enough by themselves;
-- `Together`, for small ones: all devices of a group take a step at once, compiled by XLA, so that the cost of starting
-  operators is shared. A device that has no step left, or a place that no device has, is masked.
+- `SideBySide`, for small ones that are chains of layers (`blas.chain`): numpy and its BLAS, some devices at once;
+- `Together`, for other small ones: all devices of a group take a step at once, compiled by XLA, so that the cost of
+  starting operators is shared. A device that has no step left, or a place that no device has, is masked.
 
 Each trainer computes on one thread; workers share the cores. XLA is asked for within the loop only.
 """
@@ -33,6 +34,8 @@ from flsys_ray.programs.lowering.random import Noise, key_of_values, mix
 from flsys_ray.programs.lowering.replay import Replay
 from flsys_ray.programs.lowering.signatures import Batch, Blueprint, gradients_of, logits_of
 from flsys_ray.programs.manifest import Manifest, read_manifest
+from flsys_ray.simulation.blas.chain import chain_of
+from flsys_ray.simulation.blas_trainer import BlasTrainer
 from flsys_ray.simulation.forms import BLOCKED, NATIVE
 from flsys_ray.simulation.training import Answers, Deltas, Feed, Group, TrainerSpec, Work, feed_of
 
@@ -49,13 +52,16 @@ def is_small(manifest: Manifest, model: Any) -> bool:
     return manifest.parameters < SMALL_PARAMETERS and manifest.batch_size * outputs < SMALL_OUTPUTS
 
 
-def make_fast_trainer(spec: TrainerSpec) -> "OneByOne | Together":
-    """Return the trainer for a model of this size. Raises `InvalidInput` if its Keras model is not known."""
+def make_fast_trainer(spec: TrainerSpec) -> "OneByOne | SideBySide | Together":
+    """Return the trainer for a model of this kind. Raises `InvalidInput` if its Keras model is not known."""
     if spec.build is None:
         raise InvalidInput("simulation: the fast trainer needs the Keras model; a program alone takes `program`")
     one_thread()
     model, manifest = spec.build(), read_manifest(spec.program)
-    return (Together if is_small(manifest, model) else OneByOne)(spec, model, manifest)
+    if not is_small(manifest, model):
+        return OneByOne(spec, model, manifest)
+    made = SideBySide(spec, model, manifest)
+    return made if made.fits else Together(spec, model, manifest)
 
 
 def one_thread() -> None:
@@ -205,6 +211,21 @@ class OneByOne(_Graphs):
         state = (tf.constant(0), anchor, slots, tf.zeros([]))
         _, leaves, _, loss_sum = tf.while_loop(lambda i, *_: i < tf.shape(rows)[0], body, state, parallel_iterations=1)
         return self.blueprint.leaves.pack(list(leaves)), loss_sum
+
+
+class SideBySide(_Graphs):
+    """Trains some devices of a group at once, in numpy; evaluates in TensorFlow. `fits`: whether the model is a chain."""
+
+    def __init__(self, spec: TrainerSpec, model: Any, manifest: Manifest) -> None:
+        super().__init__(spec, model, manifest)
+        chain = chain_of(self.blueprint)
+        self.fits = chain is not None
+        self._blas = None if chain is None else BlasTrainer(spec, chain, manifest)
+
+    def train(self, group: Group) -> Deltas:
+        """Train all works of a group."""
+        assert self._blas is not None
+        return self._blas.train(group)
 
 
 class Together(_Graphs):

@@ -7,6 +7,7 @@ Windows are changed as the phone changes them, each epoch anew (`augmentation.ba
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -170,13 +171,19 @@ def augmenting(work: Work, transforms: tuple[Transform, ...]) -> Callable[[NDArr
 def batches_of(work: Work, local: LocalTraining, size: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return the places in `work.rows` of each step's batch, int32 [S, size], and the mask [S, size]."""
     rng, count = generator(0, "local-training", work.round, work.assignment_id), len(work.rows)
-    per_epoch = -(-count // size)
-    steps = steps_of(count, local, size)
-    orders = [rng.permutation(count) for _ in range(-(-steps // per_epoch))]
-    places = np.arange(per_epoch * size)
-    rows = np.stack([order[places % count] for order in orders]).reshape(-1, size)[:steps]
-    mask = np.tile((places < count).astype(np.float32).reshape(-1, size), (len(orders), 1))[:steps]
-    return rows.astype(np.int32), mask
+    steps, (places, mask) = steps_of(count, local, size), _one_epoch(count, size)
+    epochs = -(-steps // len(places))
+    rows = np.concatenate([rng.permutation(count)[places] for _ in range(epochs)])[:steps].astype(np.int32)
+    return rows, mask if epochs == 1 and steps == len(mask) else np.tile(mask, (epochs, 1))[:steps]
+
+
+@lru_cache(maxsize=1024)
+def _one_epoch(count: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the places of an epoch's batches within its order, [S, size], and their mask."""
+    places = np.arange(-(-count // size) * size).reshape(-1, size)
+    mask = (places < count).astype(np.float32)
+    mask.flags.writeable = False
+    return places % count, mask
 
 
 def steps_of(examples: int, local: LocalTraining, size: int) -> int:

@@ -1,0 +1,123 @@
+"""Fast local training of chains of layers: devices beside each other, in numpy and its BLAS.
+
+The mathematics is the program's, as in `fast_trainer`; here it is a fixed list of products and element-wise operations
+on arrays that are kept, with nothing to compile. A few devices are trained side by side: as many as have room in a
+core's cache, so that the cost of a call is shared. A device's bits do not depend on who they are.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from flsys_ray.programs.manifest import Manifest
+from flsys_ray.simulation.blas.chain import Chain
+from flsys_ray.simulation.blas.layers import Array
+from flsys_ray.simulation.blas.network import Network, Room
+from flsys_ray.simulation.blas.optimizers import OPTIMIZERS
+from flsys_ray.simulation.training import Deltas, Group, TrainerSpec, Work, batches_of
+
+CACHE_BYTES = 4_000_000
+MOST_DEVICES = 16
+
+
+class BlasTrainer:
+    """Trains groups of any size. For many threads: each has arrays of its own.
+
+    Making one has numpy's BLAS compute on the thread that calls it, in the whole process: workers share the cores, and
+    sums never depend on the machine's number of cores.
+    """
+
+    def __init__(self, spec: TrainerSpec, chain: Chain, manifest: Manifest) -> None:
+        threadpool_limits(1, user_api="blas")
+        self.spec, self.chain, self.manifest = spec, chain, manifest
+        room = Room(1)
+        self._network(room, 1)
+        self.devices = min(MOST_DEVICES, max(1, CACHE_BYTES // room.num_bytes))
+        self._local = threading.local()
+
+    def train(self, group: Group) -> Deltas:
+        """Train all works of a group: those with the most steps first, so that who is done leaves at the end."""
+        batches = [batches_of(work, self.spec.local, self.manifest.batch_size) for work in group.works]
+        order = sorted(range(len(group.works)), key=lambda i: -len(batches[i][0]))
+        delta = np.empty((len(order), self.manifest.parameters), np.float32)
+        loss, steps = np.empty(len(order)), np.array([len(rows) for rows, _ in batches], np.int64)
+        for first in range(0, len(order), self.devices):
+            chosen = order[first : first + self.devices]
+            side = _Side([group.works[i] for i in chosen], [batches[i] for i in chosen], group)
+            weights, loss[chosen] = self._train_side(side)
+            for row, i in enumerate(chosen):
+                np.subtract(weights[row], side.bases[row], out=delta[i])
+        return Deltas(delta, loss, steps)
+
+    def _train_side(self, side: "_Side") -> tuple[Array, NDArray[np.float64]]:
+        """Return the weights [n, P] that stay valid until the next call, and the mean losses [n]."""
+        local, examples = self.spec.local, self.spec.training
+        rate, mu = np.float32(local.learning_rate), np.float32(local.proximal_mu)
+        networks, optimizer = self._mine()
+        weights = networks.of(len(side.bases)).weights
+        for row, base in enumerate(side.bases):
+            weights[row] = base
+        optimizer.begin()
+        losses = np.zeros(len(side.bases))
+        for step in range(side.steps[0]):
+            n = side.active(step)
+            network = networks.of(n)
+            places, mask = side.places[:n, step], side.mask[:n, step]
+            network.input.value[...] = examples.x[places]
+            loss = network.step_gradients(examples.y[places], mask)
+            losses[:n] += loss * mask.sum(1)
+            for row in range(n) if mu else ():
+                network.gradients[row] += mu * (network.weights[row] - side.bases[row])
+            optimizer.step(network.weights, network.gradients, rate)
+            for row, correction in side.corrections(n):
+                network.weights[row] -= rate * correction
+        return weights, losses / side.mask.sum((1, 2))
+
+    def _mine(self) -> "tuple[_Networks, Any]":
+        """Return this thread's networks and optimizer."""
+        if not hasattr(self._local, "made"):
+            made = _Networks(self, Room(self.devices))
+            self._local.made = made, OPTIMIZERS[self.manifest.local_optimizer](self.devices, self.manifest.parameters)
+        return self._local.made
+
+    def _network(self, room: Room, n: int) -> Network:
+        m = self.manifest
+        return Network(self.chain, m.input_shape, m.batch_size, m.parameters, room, n)
+
+
+class _Networks:
+    """One thread's networks, by the number of devices; all on the same arrays."""
+
+    def __init__(self, trainer: BlasTrainer, room: Room) -> None:
+        self._trainer, self._room = trainer, room
+        self._made: dict[int, Network] = {}
+
+    def of(self, n: int) -> Network:
+        """Return the network for n devices."""
+        if n not in self._made:
+            self._made[n] = self._trainer._network(self._room, n)
+        return self._made[n]
+
+
+class _Side:
+    """Works that are trained side by side, most steps first: places in the pool [n, S, B], mask [n, S, B]."""
+
+    def __init__(self, works: Sequence[Work], batches: Sequence[tuple[NDArray[np.int32], Array]], group: Group) -> None:
+        self.bases, self._works = [group.bases[work.base] for work in works], works
+        self.steps = [len(rows) for rows, _ in batches]
+        shape = (len(works), self.steps[0], batches[0][0].shape[1])
+        self.places, self.mask = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        for i, (work, (rows, mask)) in enumerate(zip(works, batches, strict=True)):
+            self.places[i, : len(rows)], self.mask[i, : len(rows)] = work.rows[rows], mask
+
+    def active(self, step: int) -> int:
+        """Return how many works take a step: the first ones."""
+        return sum(steps > step for steps in self.steps)
+
+    def corrections(self, n: int) -> list[tuple[int, Array]]:
+        """Return the corrections among the first n works."""
+        return [(i, w.correction) for i, w in enumerate(self._works[:n]) if w.correction is not None]
