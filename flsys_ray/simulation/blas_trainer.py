@@ -7,7 +7,6 @@ core's cache, so that the cost of a call is shared. A device's bits do not depen
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from flsys_ray.programs.manifest import Manifest
 from flsys_ray.simulation.blas.chain import Chain
 from flsys_ray.simulation.blas.layers import Array
 from flsys_ray.simulation.blas.network import Network, Room
-from flsys_ray.simulation.blas.optimizers import OPTIMIZERS
+from flsys_ray.simulation.blas.optimizers import OPTIMIZERS, Optimizer
 from flsys_ray.simulation.training import Deltas, Group, TrainerSpec, Work, batches_of
 
 CACHE_BYTES = 4_000_000
@@ -56,7 +55,7 @@ class BlasTrainer:
     def _train_side(self, side: "_Side") -> tuple[Array, NDArray[np.float64]]:
         """Return the weights [n, P] that stay valid until the next call, and the mean losses [n]."""
         local, examples = self.spec.local, self.spec.training
-        rate, mu = np.float32(local.learning_rate), np.float32(local.proximal_mu)
+        mu = np.float32(local.proximal_mu)
         networks, optimizer = self._mine()
         weights = networks.of(len(side.bases)).weights
         for row, base in enumerate(side.bases):
@@ -72,17 +71,18 @@ class BlasTrainer:
             losses[:n] += loss * mask.sum(1)
             for row in range(n) if mu else ():
                 network.gradients[row] += mu * (network.weights[row] - side.bases[row])
-            optimizer.step(network.weights, network.gradients, rate)
+            optimizer.step(network.weights, network.gradients, side.rates[:n])
             for row, correction in side.corrections(n):
-                network.weights[row] -= rate * correction
+                network.weights[row] -= side.rates[row] * correction
         return weights, losses / side.mask.sum((1, 2))
 
-    def _mine(self) -> "tuple[_Networks, Any]":
+    def _mine(self) -> "tuple[_Networks, Optimizer]":
         """Return this thread's networks and optimizer."""
         if not hasattr(self._local, "made"):
             made = _Networks(self, Room(self.devices))
             self._local.made = made, OPTIMIZERS[self.manifest.local_optimizer](self.devices, self.manifest.parameters)
-        return self._local.made
+        mine: tuple[_Networks, Optimizer] = self._local.made
+        return mine
 
     def _network(self, room: Room, n: int) -> Network:
         m = self.manifest
@@ -104,11 +104,15 @@ class _Networks:
 
 
 class _Side:
-    """Works that are trained side by side, most steps first: places in the pool [n, S, B], mask [n, S, B]."""
+    """Works that are trained side by side, most steps first.
+
+    Places in the pool [n, S, B], mask [n, S, B], rates [n, 1].
+    """
 
     def __init__(self, works: Sequence[Work], batches: Sequence[tuple[NDArray[np.int32], Array]], group: Group) -> None:
         self.bases, self._works = [group.bases[work.base] for work in works], works
         self.steps = [len(rows) for rows, _ in batches]
+        self.rates = np.array([[work.rate] for work in works], np.float32)
         shape = (len(works), self.steps[0], batches[0][0].shape[1])
         self.places, self.mask = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         for i, (work, (rows, mask)) in enumerate(zip(works, batches, strict=True)):

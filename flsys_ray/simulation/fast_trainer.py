@@ -214,7 +214,10 @@ class OneByOne(_Graphs):
 
 
 class SideBySide(_Graphs):
-    """Trains some devices of a group at once, in numpy; evaluates in TensorFlow. `fits`: whether the model is a chain."""
+    """Trains some devices of a group at once, in numpy; evaluates in TensorFlow.
+
+    `fits`: whether the model is a chain. If not, it cannot train.
+    """
 
     def __init__(self, spec: TrainerSpec, model: Any, manifest: Manifest) -> None:
         super().__init__(spec, model, manifest)

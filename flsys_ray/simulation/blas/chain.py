@@ -143,10 +143,11 @@ def _activated(parts: list[Part], last: Part | None, layer: Any) -> list[Part] |
         type(layer) is keras.layers.ReLU and layer.max_value is None and not (layer.negative_slope or layer.threshold)
     )
     name = "relu" if plain else _name(layer.activation) if type(layer) is keras.layers.Activation else None
-    fits = isinstance(last, ConvolutionPart | DensePart) and last.activation == "linear"
-    if name is None or not fits or not (ACTIVATIONS[name].keeps_ties or getattr(last, "pool", 1) == 1):
+    if name is None or not isinstance(last, ConvolutionPart | DensePart) or last.activation != "linear":
         return None
-    return [*parts[:-1], replace(last, activation=name)]  # type: ignore[type-var, arg-type]  # `fits` says which
+    if isinstance(last, ConvolutionPart) and last.pool > 1 and not ACTIVATIONS[name].keeps_ties:
+        return None
+    return [*parts[:-1], replace(last, activation=name)]
 
 
 def _name(activation: Any) -> str | None:

@@ -16,8 +16,8 @@ class Optimizer(Protocol):
     def begin(self) -> None:
         """Forget all state."""
 
-    def step(self, weights: Array, gradient: Array, rate: np.float32) -> None:
-        """Change weights [n, T], of the first n devices. The gradient may be overwritten."""
+    def step(self, weights: Array, gradient: Array, rate: Array) -> None:
+        """Change weights [n, T], of the first n devices, at rate [n, 1]. The gradient may be overwritten."""
 
 
 class Sgd:
@@ -29,7 +29,7 @@ class Sgd:
     def begin(self) -> None:
         """There is no state."""
 
-    def step(self, weights: Array, gradient: Array, rate: np.float32) -> None:
+    def step(self, weights: Array, gradient: Array, rate: Array) -> None:
         """Descend."""
         np.multiply(gradient, rate, out=gradient)
         np.subtract(weights, gradient, out=weights)
@@ -45,7 +45,7 @@ class Momentum:
         """Stand still."""
         self._velocity.fill(0.0)
 
-    def step(self, weights: Array, gradient: Array, rate: np.float32) -> None:
+    def step(self, weights: Array, gradient: Array, rate: Array) -> None:
         """Descend."""
         velocity = self._velocity[: len(weights)]
         np.multiply(velocity, np.float32(MOMENTUM), out=velocity)
@@ -67,14 +67,14 @@ class Adam:
         self._second.fill(0.0)
         self._taken = 0
 
-    def step(self, weights: Array, gradient: Array, rate: np.float32) -> None:
+    def step(self, weights: Array, gradient: Array, rate: Array) -> None:
         """Descend."""
         first, second = self._first[: len(weights)], self._second[: len(weights)]
         self._taken += 1
         first += (gradient - first) * np.float32(1.0 - ADAM_BETA_1)
         second += (gradient * gradient - second) * np.float32(1.0 - ADAM_BETA_2)
         debias = np.sqrt(_left(ADAM_BETA_2, self._taken)) / _left(ADAM_BETA_1, self._taken)
-        weights -= first * np.float32(rate * debias) / (np.sqrt(second) + np.float32(ADAM_EPSILON))
+        weights -= first * (rate * np.float32(debias)) / (np.sqrt(second) + np.float32(ADAM_EPSILON))
 
 
 def _left(beta: float, steps: int) -> float:
