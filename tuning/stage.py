@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-from flsys_ray.data.dataset import Dataset, open_dataset
+from flsys_ray.data.dataset import Dataset, dataset_at, open_dataset
+from flsys_ray.data.schema import is_dataset
 from flsys_ray.data.splits import split_users
 from flsys_ray.errors import DataInvalid
 from flsys_ray.programs.manifest import read_manifest, read_tokenizer
@@ -98,11 +100,19 @@ class Stage:
             training=training,
             devices=sweep.devices,
             examples_per_device=sweep.examples,
+            classes_per_device=sweep.classes_per_device,
+            shared=None if sweep.shared is None else _shared(sweep.shared),
+            shared_part=sweep.shared_part,
             trainer=sweep.trainer,
         )
         models, specs = prepare([experiment])
         traces = self.traces or fleet_for(models, seed, ideal=sweep.ideal)
-        terms = Terms(seed=seed, check_in_every_s=sweep.check_in_every_s, evaluate_every=sweep.evaluate_every)
+        terms = Terms(
+            seed=seed,
+            check_in_every_s=sweep.check_in_every_s,
+            evaluate_every=sweep.evaluate_every,
+            drop_out=sweep.drop_out,
+        )
         executor = InlineExecutor(specs, 1)
         return Simulation(models, traces, executor, terms), executor
 
@@ -118,3 +128,10 @@ def stage_of(sweep: Sweep, dataset: Dataset, configurations: Sequence[Configurat
 @cache
 def _dataset(name: str) -> Dataset:
     return open_dataset(name)
+
+
+@cache
+def _shared(name: str) -> Dataset:
+    """Return a shared set, by its name or its folder."""
+    folder = Path(name)
+    return dataset_at(folder) if is_dataset(folder) else open_dataset(name)

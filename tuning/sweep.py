@@ -94,6 +94,10 @@ class Sweep(_Section):
     trainer: Literal["fast", "program"] = "fast"
     devices: int | None = Field(None, ge=1)
     examples: int | None = Field(None, ge=1)
+    classes_per_device: int | None = Field(None, ge=1)
+    shared: str | None = None
+    shared_part: float | None = Field(None, gt=0, le=1)
+    drop_out: float = Field(0.0, ge=0, le=1)
     traces: Path | None = None
     ideal: bool = False
     check_in_every_s: float = Field(15.0, ge=0)

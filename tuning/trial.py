@@ -49,7 +49,7 @@ def run_trial(config: Mapping[str, Any], stage: Stage) -> None:
 def configuration_of(config: Mapping[str, Any], stage: Stage) -> Mapping[str, Value]:
     """Return the configuration that Tune's config stands for."""
     if stage.configurations is not None:
-        return stage.configurations[config[NUMBER]]
+        return stage.configurations[int(config[NUMBER])]
     return {name: stage.sweep.space[name].near(value) for name, value in config.items()}
 
 
