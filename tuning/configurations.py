@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+from flsys_ray.cloud.versions import check_fit
 from flsys_ray.core.plan import TrainingPlan, parse_plan
 from flsys_ray.errors import InvalidInput, PlanInvalid
 from flsys_ray.models.base import get
@@ -65,20 +66,33 @@ def _different(sweep: Sweep, space: Mapping[str, Any]) -> list[dict[str, Value]]
     return list(found.values())
 
 
-def check(sweep: Sweep, configurations: Sequence[Configuration]) -> None:
-    """Raise `InvalidInput` if a plan of the sweep is none, naming the field and its value.
+def check(sweep: Sweep, configurations: Sequence[Configuration], program: bytes | None = None) -> None:
+    """Raise `InvalidInput` if a plan of the sweep is none, or not for the program, naming the fields and values.
 
-    For a search that learns, the configurations are not known yet: then each field's values (a range's ends) are
-    tried with the base plan.
+    For a search that learns, the configurations are not known yet: then the base plan is checked, alone and with each
+    of the fields' values (a range's ends).
     """
-    plan_of(sweep, {}, sweep.seeds[0])
     for configuration in configurations or _probes(sweep):
-        plan_of(sweep, configuration, sweep.seeds[0])
+        plan = plan_of(sweep, configuration, sweep.seeds[0])
+        if plan.augmentation.share > 0 and sweep.shared is None and sweep.shared_part is None:
+            raise InvalidInput(
+                f"sweep: {told(configuration)}: augmentation.share = {plan.augmentation.share:g} needs a shared set: "
+                "say `shared` or `shared_part`"
+            )
+        if program is not None:
+            _check_fit(plan, configuration, program)
+
+
+def _check_fit(plan: TrainingPlan, configuration: Configuration, program: bytes) -> None:
+    try:
+        check_fit(plan, program)
+    except PlanInvalid as error:
+        raise InvalidInput(f"sweep: {told(configuration)}: {error.message}") from error
 
 
 def _probes(sweep: Sweep) -> list[dict[str, Value]]:
     alone = [name for name in sweep.space if not any(name.startswith(f"{other}.") for other in sweep.space)]
-    return [{name: value} for name in alone for value in sweep.space[name].probes()]
+    return [{}, *({name: value} for name in alone for value in sweep.space[name].probes())]
 
 
 def _set(plan: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -24,26 +25,28 @@ COSTS = (
 )
 
 
-def write_report(
-    records: Sequence[Record],
-    sweep: Sweep,
-    users: Mapping[str, int],
-    test: Figures,
-    plan: str,
-    pictures: Sequence[Path],
-    path: Path,
-) -> None:
-    """Write the report.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a sweep has found.
 
-    Args:
+    Attributes:
+        sweep: with the model named.
         records: all trials.
-        sweep: theirs.
         users: how many `training`, `validation` and `test` users there are.
         test: of the best plan on the test users: means over seeds, and `lowest` and `highest`.
         plan: the best plan, as YAML.
-        pictures: SVG files `curves`, `parallel` and `pareto`.
-        path: the file to write, whole or not at all.
     """
+
+    sweep: Sweep
+    records: Sequence[Record]
+    users: Mapping[str, int]
+    test: Figures
+    plan: str
+
+
+def write_report(found: Findings, pictures: Sequence[Path], path: Path) -> None:
+    """Write the report with its pictures (SVG files `curves`, `parallel`, `pareto`), whole or not at all."""
+    sweep, records = found.sweep, found.records
     metric = METRICS[sweep.metric]
     best = best_of(records, sweep.metric)
     drawn = {picture.stem: _inline(picture) for picture in pictures}
@@ -51,35 +54,37 @@ def write_report(
     text = Template(TEMPLATE.read_text()).substitute(
         drawn,
         title=escape(f"{sweep.builtin} on {sweep.data}"),
-        about=escape(_about(records, sweep, users)),
-        big=_big(best, sweep, test),
+        about=escape(_about(found)),
+        big=_big(best, found),
         honest=escape(_honest(metric)),
         table=_table(records, sweep, best),
         legend=escape(_legend(sweep, metric)),
         metric=escape(metric),
         bars="Bars: the lowest and the highest seed." if spread else "",
-        plan=escape(plan),
+        plan=escape(found.plan),
     )
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
 
 
-def _about(records: Sequence[Record], sweep: Sweep, users: Mapping[str, int]) -> str:
+def _about(found: Findings) -> str:
+    sweep, users = found.sweep, found.users
     seeds = ", ".join(map(str, sweep.seeds))
     return (
-        f"{len(records)} trials ({sweep.search.name} search) of {sweep.rounds} versions, seeds {seeds}. Users: "
+        f"{len(found.records)} trials ({sweep.search.name} search) of {sweep.rounds} versions, seeds {seeds}. Users: "
         f"{users['training']} train, {users['validation']} choose the best, {users['test']} test it."
     )
 
 
-def _big(best: Record, sweep: Sweep, test: Figures) -> str:
-    metric, chosen = METRICS[sweep.metric], best.last(sweep.metric)
+def _big(best: Record, found: Findings) -> str:
+    name = found.sweep.metric
+    metric, chosen = METRICS[name], best.last(name)
     return "".join(
         f"<div><span>{value}</span>{escape(words)}</div>"
         for value, words in (
-            (_spread(test, sweep.metric), f"{metric} of the best plan on test users"),
-            (_spread(chosen, sweep.metric), f"{metric} of it on validation users"),
+            (_spread(found.test, name), f"{metric} of the best plan on test users"),
+            (_spread(chosen, name), f"{metric} of it on validation users"),
             (f"{best.number}", "is the best trial"),
         )
     )

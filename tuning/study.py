@@ -17,7 +17,7 @@ from tuning.configurations import check, fixed_configurations, plan_of, told
 from tuning.figures import Figures, mean_of
 from tuning.plots import draw_all
 from tuning.records import Record, best_of
-from tuning.report import write_report
+from tuning.report import Findings, write_report
 from tuning.stage import Stage, stage_of
 from tuning.sweep import Sweep
 from tuning.tables import write_tables
@@ -39,6 +39,7 @@ def run_sweep(sweep: Sweep, out: Path, workers: int) -> dict[str, Any]:
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
     stage = stage_of(sweep, dataset, configurations)
+    check(sweep, configurations or (), stage.network.program)
     from tuning.tuner import cluster, run_trials, say, train_anew
 
     with cluster():
@@ -82,7 +83,7 @@ def _conclude(
     mean = mean_of(tested, sweep.metric)
     split = stage.split(sweep.seeds[0])
     users = {part: len(getattr(split, part)) for part in ("training", "validation", "test")}
-    write_report(records, sweep, users, mean, text, pictures, out / "report.html")
+    write_report(Findings(sweep, records, users, mean, text), pictures, out / "report.html")
     summary = {
         "data": sweep.data,
         "builtin": sweep.builtin,

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune import Callback
 
 from actors.simulation_workers import connect
+from flsys_ray.errors import InvalidInput
 from tuning.configurations import told
 from tuning.figures import Figures
 from tuning.records import Record, Status
@@ -115,6 +116,8 @@ def _test(stage: Stage, configuration: Mapping[str, Value]) -> tuple[list[Figure
     with stage.heat(configuration, test=True) as heat:
         while not heat.over:
             heat.advance()
+        if not heat.finished:
+            raise InvalidInput("sweep: trained anew, the best plan did not come to its last version")
         return heat.reports()[-1], heat.digests()
 
 

@@ -15,7 +15,7 @@ from tuning.configurations import check, fixed_configurations
 from tuning.figures import curve_of, mean_of, side_by_side
 from tuning.plots import draw_all
 from tuning.records import Record, best_of, front_of, ranked
-from tuning.report import write_report
+from tuning.report import Findings, write_report
 from tuning.stage import users_of
 from tuning.study import claim, plan_text
 from tuning.sweep import READY, find_sweep, parse_sweep
@@ -138,7 +138,8 @@ def test_pictures_and_report_show_every_trial(tmp_path):
     pictures = draw_all(ALL, SWEEP, tmp_path)
     assert [picture.name for picture in pictures] == ["curves.svg", "parallel.svg", "pareto.svg"]
     users, test = {"training": 7, "validation": 2, "test": 3}, mean_of(ALL[0].reports[-1], "accuracy")
-    write_report(ALL, SWEEP, users, test, "pacing: {a: '<b>'}\n", pictures, tmp_path / "report.html")
+    found = Findings(SWEEP, ALL, users, test, "pacing: {a: '<b>'}\n")
+    write_report(found, pictures, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert html.count("<svg") == 3
     assert html.count("<tr") == 1 + len(ALL)

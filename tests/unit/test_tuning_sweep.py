@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_program import tiny_program
 
 from flsys_ray.errors import InvalidInput
 from tuning.configurations import check, fixed_configurations, plan_of
@@ -127,6 +128,19 @@ def test_a_configuration_that_makes_no_plan_is_named_with_its_values(space, more
     configurations = fixed_configurations(sweep) if sweep.search.name != "optuna" else []
     with pytest.raises(InvalidInput, match=says):
         check(sweep, configurations)
+
+
+def test_a_share_of_no_shared_set_is_refused():
+    space = "  augmentation.share: {choice: [0.0, 0.5]}\n"
+    with pytest.raises(InvalidInput, match=r"augmentation\.share = 0\.5: .*needs a shared set"):
+        check(sweep_of(space), fixed_configurations(sweep_of(space, GRID)))
+    check(sweep_of(space, f"{GRID}shared_part: 0.1\n"), fixed_configurations(sweep_of(space, GRID)))
+
+
+def test_a_plan_that_is_not_for_the_program_is_refused():
+    sweep = sweep_of("  augmentation.transforms: {choice: [[], [rotation]]}\n", GRID)
+    with pytest.raises(InvalidInput, match=r'augmentation\.transforms = \["rotation"\]: program .*rotation'):
+        check(sweep, fixed_configurations(sweep), tiny_program().data)
 
 
 @pytest.mark.parametrize(
