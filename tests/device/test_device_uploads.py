@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, fill, live, open_phone, problem
@@ -85,6 +86,32 @@ def test_what_top_k_left_out_is_added_to_the_next_delta(tmp_path):
     memory = learnt[0] - sent[0]
     expected = TOP.encode(learnt[1] + memory, np.random.default_rng(0))
     np.testing.assert_array_equal(np.flatnonzero(sent[1]), expected["indices"])
+
+
+def test_no_work_is_begun_with_a_residual_that_an_unanswered_upload_is_about_to_change(tmp_path):
+    """The cloud counts the first upload, its answer is lost, and the next round is open: the phone asks again first."""
+    cloud = compressing(TOP, rounds=2)
+
+    def lost(request: httpx2.Request) -> httpx2.Response:
+        cloud._route(request)
+        raise httpx2.ReadError("lost", request=request)
+
+    def down(request: httpx2.Request) -> httpx2.Response:
+        return problem(503, "try-later", "down")
+
+    with open_phone(tmp_path / "phone", cloud) as phone:
+        fill(phone)
+        while phone.step().kind != "evaluated":
+            pass
+        seen = len(cloud.recorded)
+        cloud.faults = [lost, down, down, down]
+        live(phone, cloud, seconds=3600.0)
+    paths = [request.url.path for request in cloud.recorded[seen:]]
+    answered = [number for number, path in enumerate(paths) if path.endswith("/update")][4]
+    assert "/v1/checkins" not in paths[:answered]
+    sent = [decode_range(body, 0, PARAMETERS) for body in bodies(cloud)]
+    learnt = [whole_delta(cloud, tmp_path / f"plain-{number}", number) for number in range(2)]
+    np.testing.assert_allclose(sum(sent) + residual(tmp_path / "phone"), sum(learnt), atol=1e-6)
 
 
 def test_an_update_that_is_late_or_refused_leaves_the_residual_as_it_was(tmp_path):
