@@ -28,7 +28,7 @@ from flsys_ray.commands.options import fail
 from flsys_ray.errors import FlsysError
 
 EXTRAS = {"ray": "cloud", "ai_edge_litert": "device", "tensorflow": "keras", "keras": "keras", "tensorboardX": "board"}
-EXTRAS |= dict.fromkeys(("optuna", "matplotlib"), "tune")
+EXTRAS |= dict.fromkeys(("fsspec", "pandas", "optuna", "matplotlib"), "tune")
 
 app = typer.Typer(
     name="flsys",

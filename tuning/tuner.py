@@ -29,6 +29,7 @@ from tuning.trial import NUMBER, REPORTS, SCORE, configuration_of, run_trial
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables are not for a log
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # files that a sweep names are relative to where the command runs
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end quietly, as if all were done
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # figures lie in checkpoints, with what they are of
 }
 FAILURES = 1  # of a trial's process, before the trial counts as failed
@@ -101,7 +102,11 @@ def run_trials(stage: Stage, folder: Path, workers: int) -> list[Record]:
                 callbacks=[Progress(stage)],
             ),
         )
-    records = [_record(result, number, stage) for number, result in enumerate(tuner.fit())]
+    results = tuner.fit()
+    expected = len(stage.configurations) if stage.configurations is not None else stage.sweep.trials
+    if results.num_terminated + results.num_errors != expected:
+        raise InvalidInput("sweep: it was ended before all trials were: the same command goes on")
+    records = [_record(result, number, stage) for number, result in enumerate(results)]
     return sorted(records, key=lambda record: record.number)
 
 

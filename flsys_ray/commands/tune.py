@@ -1,6 +1,7 @@
 """`flsys tune`: many plans on emulated devices, and the best of them."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,9 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Try many plans in simulations, with Ray Tune. Killed, the same command goes on; finished, it shows the result."""
+    for needed in ("ray", "fsspec", "pandas", "optuna", "matplotlib"):
+        if find_spec(needed) is None:
+            raise ModuleNotFoundError(f"No module named {needed!r}", name=needed)
     from tuning.study import run_sweep
     from tuning.sweep import find_sweep, parse_sweep
 
