@@ -7,6 +7,7 @@ core's cache, so that the cost of a call is shared. A device's bits do not depen
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from flsys_ray.simulation.blas.chain import Chain
 from flsys_ray.simulation.blas.layers import Array
 from flsys_ray.simulation.blas.network import Network, Room
 from flsys_ray.simulation.blas.optimizers import OPTIMIZERS, Optimizer
-from flsys_ray.simulation.training import Deltas, Group, TrainerSpec, Work, batches_of
+from flsys_ray.simulation.training import Deltas, Feed, Group, TrainerSpec, Work, batches_of, feed_of
 
 CACHE_BYTES = 4_000_000
 MOST_DEVICES = 16
@@ -40,13 +41,13 @@ class BlasTrainer:
 
     def train(self, group: Group) -> Deltas:
         """Train all works of a group: those with the most steps first, so that who is done leaves at the end."""
-        batches = [batches_of(work, self.spec.local, self.manifest.batch_size) for work in group.works]
-        order = sorted(range(len(group.works)), key=lambda i: -len(batches[i][0]))
+        feeds = [self._feed(work) for work in group.works]
+        order = sorted(range(len(group.works)), key=lambda i: -len(feeds[i].places))
         delta = np.empty((len(order), self.manifest.parameters), np.float32)
-        loss, steps = np.empty(len(order)), np.array([len(rows) for rows, _ in batches], np.int64)
+        loss, steps = np.empty(len(order)), np.array([len(feed.places) for feed in feeds], np.int64)
         for first in range(0, len(order), self.devices):
             chosen = order[first : first + self.devices]
-            side = _Side([group.works[i] for i in chosen], [batches[i] for i in chosen], group)
+            side = _Side([group.works[i] for i in chosen], [feeds[i] for i in chosen], group)
             weights, loss[chosen] = self._train_side(side)
             for row, i in enumerate(chosen):
                 np.subtract(weights[row], side.bases[row], out=delta[i])
@@ -54,8 +55,7 @@ class BlasTrainer:
 
     def _train_side(self, side: "_Side") -> tuple[Array, NDArray[np.float64]]:
         """Return the weights [n, P] that stay valid until the next call, and the mean losses [n]."""
-        local, examples = self.spec.local, self.spec.training
-        mu = np.float32(local.proximal_mu)
+        mu = np.float32(self.spec.local.proximal_mu)
         networks, optimizer = self._mine()
         weights = networks.of(len(side.bases)).weights
         for row, base in enumerate(side.bases):
@@ -66,8 +66,8 @@ class BlasTrainer:
             n = side.active(step)
             network = networks.of(n)
             places, mask = side.places[:n, step], side.mask[:n, step]
-            network.input.value[...] = examples.x[places]
-            loss = network.step_gradients(examples.y[places], mask)
+            network.input.value[...] = side.x[places]
+            loss = network.step_gradients(side.y[places], mask)
             losses[:n] += loss * mask.sum(1)
             for row in range(n) if mu else ():
                 network.gradients[row] += mu * (network.weights[row] - side.bases[row])
@@ -75,6 +75,14 @@ class BlasTrainer:
             for row, correction in side.corrections(n):
                 network.weights[row] -= side.rates[row] * correction
         return weights, losses / side.mask.sum((1, 2))
+
+    def _feed(self, work: Work) -> Feed:
+        """Return what a work trains on: places in the pool itself, unless its windows are changed."""
+        size, examples = self.manifest.batch_size, self.spec.training
+        if self.spec.transforms:
+            return feed_of(work, self.spec, size)
+        places, mask = batches_of(work, self.spec.local, size)
+        return Feed(examples.x, examples.y, work.rows[places].astype(np.int32), mask)
 
     def _mine(self) -> "tuple[_Networks, Optimizer]":
         """Return this thread's networks and optimizer."""
@@ -106,17 +114,18 @@ class _Networks:
 class _Side:
     """Works that are trained side by side, most steps first.
 
-    Places in the pool [n, S, B], mask [n, S, B], rates [n, 1].
+    Examples x [N, ...] and y [N], places in them [n, S, B], mask [n, S, B], rates [n, 1].
     """
 
-    def __init__(self, works: Sequence[Work], batches: Sequence[tuple[NDArray[np.int32], Array]], group: Group) -> None:
+    def __init__(self, works: Sequence[Work], feeds: Sequence[Feed], group: Group) -> None:
         self.bases, self._works = [group.bases[work.base] for work in works], works
-        self.steps = [len(rows) for rows, _ in batches]
+        self.steps = [len(feed.places) for feed in feeds]
+        self.x, self.y, starts = _together(feeds)
         self.rates = np.array([[work.rate] for work in works], np.float32)
-        shape = (len(works), self.steps[0], batches[0][0].shape[1])
+        shape = (len(works), self.steps[0], feeds[0].places.shape[1])
         self.places, self.mask = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        for i, (work, (rows, mask)) in enumerate(zip(works, batches, strict=True)):
-            self.places[i, : len(rows)], self.mask[i, : len(rows)] = work.rows[rows], mask
+        for i, (feed, start) in enumerate(zip(feeds, starts, strict=True)):
+            self.places[i, : self.steps[i]], self.mask[i, : self.steps[i]] = feed.places + start, feed.mask
 
     def active(self, step: int) -> int:
         """Return how many works take a step: the first ones."""
@@ -125,3 +134,11 @@ class _Side:
     def corrections(self, n: int) -> list[tuple[int, Array]]:
         """Return the corrections among the first n works."""
         return [(i, w.correction) for i, w in enumerate(self._works[:n]) if w.correction is not None]
+
+
+def _together(feeds: Sequence[Feed]) -> tuple[NDArray[Any], NDArray[np.int32], list[int]]:
+    """Return the examples of all feeds, x and y, and where each feed's begin; the pool itself is not copied."""
+    if all(feed.x is feeds[0].x for feed in feeds):
+        return feeds[0].x, feeds[0].y, [0] * len(feeds)
+    starts = np.cumsum([0, *(len(feed.y) for feed in feeds[:-1])]).tolist()
+    return np.concatenate([feed.x for feed in feeds]), np.concatenate([feed.y for feed in feeds]), starts

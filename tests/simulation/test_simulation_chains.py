@@ -1,10 +1,12 @@
 """Chains of layers, trained by numpy: which models are chains, and that the phone's program computes the same."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from test_simulation_trainers import compare, group_of, spec_of
+from test_simulation_trainers import TRANSFORMS, compare, group_of, spec_of
 
 from flsys_ray.core.plan import LocalTraining
 from flsys_ray.models import har_wild, sentiment
@@ -59,6 +61,11 @@ def convolution(**options) -> keras.Model:
 @pytest.mark.parametrize("build", [pooled, flat, plain])
 def test_models(build):
     spec = spec_of(build, CLASSES, local=LOCAL)
+    compare(spec, SideBySide, group_of(spec))
+
+
+def test_transforms():
+    spec = replace(spec_of(pooled, CLASSES, local=LocalTraining(epochs=3, max_steps=9)), transforms=TRANSFORMS)
     compare(spec, SideBySide, group_of(spec))
 
 
