@@ -70,7 +70,7 @@ class Trainee:
         self.desk = Desk(model.name, executor, group_size_of(model.plan))
         self._controls: dict[int, Vector] = {}
         self._residuals: dict[int, Vector] = {}
-        self._have_shared: frozenset[int] = frozenset()
+        self._have_shared: set[int] = set()
         self._pairs: dict[str, ControlPair] = {}
         self._versions = {0: start}  # that open work may begin with: a device that comes back begins its own again
 
@@ -90,7 +90,7 @@ class Trainee:
     def downloaded(self, device: int) -> None:
         """A device has got the version, and the shared set if there is one: it keeps the set."""
         if self.model.plan.augmentation.share > 0:
-            self._have_shared |= {device}
+            self._have_shared.add(device)
 
     def begin(self, work: Assignment, device: int, arrives_at: float) -> None:
         """A device has begun a training whose update will arrive."""
@@ -211,7 +211,7 @@ class Trainee:
             self.tally,
             dict(self._controls),
             dict(self._residuals),
-            self._have_shared,
+            frozenset(self._have_shared),
             dict(self._pairs),
             dict(self._versions),
         )
@@ -222,4 +222,4 @@ class Trainee:
         self.desk.restore(state.desk)
         self.tally, self._versions = state.tally, dict(state.versions)
         self._controls, self._pairs = dict(state.controls), dict(state.pairs)
-        self._residuals, self._have_shared = dict(state.residuals), state.have_shared
+        self._residuals, self._have_shared = dict(state.residuals), set(state.have_shared)
