@@ -35,11 +35,13 @@ class Batch:
     """Updates of one model that are objects of its store.
 
     `partial` folds them under the plan of the hash; of `others`, repeats for example, there are the lines only.
+    `sent_bytes` of versions the replica sent since its last batch.
     """
 
     plan_sha256: str
     partial: Partial
     others: tuple[Line, ...] = ()
+    sent_bytes: int = 0
 
     @property
     def lines(self) -> tuple[Line, ...]:

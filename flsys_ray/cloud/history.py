@@ -47,11 +47,9 @@ def was_counted(journal: Journal, assignment: Assignment) -> bool:
     return False
 
 
-def weights_of(journal: Journal, newest: VersionRef, number: int) -> str:
-    """Return the hash of a version's parameters: an assignment may be about an older one than the newest."""
-    if number == newest.number:
-        return newest.weights_sha256
-    return _info(journal, number).weights_sha256
+def base_of(journal: Journal, newest: VersionRef, number: int) -> VersionRef | VersionInfo:
+    """Return where a version's numbers are: an assignment may be about an older one than the newest."""
+    return newest if number == newest.number else _info(journal, number)
 
 
 def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
@@ -71,6 +69,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
         restored_from=ref.restored_from,
         control_sha256=ref.control_sha256,
         shared_sha256=ref.shared_sha256,
+        public=ref.public,
     )
 
 
@@ -89,6 +88,7 @@ def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
         restored_from=number,
         control_sha256=old.control_sha256,
         shared_sha256=old.shared_sha256,
+        public=old.public,
     )
 
 

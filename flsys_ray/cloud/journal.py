@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from flsys_ray.cloud import places
 from flsys_ray.errors import AlreadyExists, Missing, NotFound, OwnershipLost
 from flsys_ray.storage.base import ObjectStore, last_key
-from flsys_ray.wire.developer_schemas import RoundInfo, UpdateLine
+from flsys_ray.wire.developer_schemas import PublicForm, RoundInfo, UpdateLine
 from flsys_ray.wire.schemas import State
 
 Kind = Literal[
@@ -44,7 +44,7 @@ class VersionRef(_Record):
     """Where a version's numbers are, and what made it: the log's entry of that number, under a plan.
 
     `restored_from` is the older version that it has its numbers from, if it has. `shared_sha256` is the shared set of
-    which the devices of its round mixed in a share, if they did.
+    which the devices of its round mixed in a share, if they did, `public` what devices of the next one train from.
     """
 
     number: int
@@ -56,6 +56,7 @@ class VersionRef(_Record):
     restored_from: int | None = None
     control_sha256: str | None = None
     shared_sha256: str | None = None
+    public: PublicForm | None = None
 
 
 class Head(_Record):

@@ -23,13 +23,14 @@ from flsys_ray.cloud.batches import Batch, BatchAnswer, OpenRound, submit_stored
 from flsys_ray.cloud.changes import augmented, check_plan, check_start, programmed
 from flsys_ray.cloud.evaluating import Evaluating
 from flsys_ray.cloud.evaluations import Evaluations
-from flsys_ray.cloud.history import finish_commit, restored, was_counted, weights_of
+from flsys_ray.cloud.history import base_of, finish_commit, restored, was_counted
 from flsys_ray.cloud.journal import Head, Journal, Kind, VersionRef
 from flsys_ray.cloud.meter import NO_METER, VERSION, Meter, record_round
 from flsys_ray.cloud.offers import CheckInAnswer, Offer, offer_of
+from flsys_ray.cloud.public_forms import save
 from flsys_ray.cloud.recovery import reopened
 from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open_round, round_info
-from flsys_ray.cloud.versions import load_plan, load_program, save_plan, save_version
+from flsys_ray.cloud.versions import load_plan, load_program, save_plan
 from flsys_ray.core.aggregation.partial import Line
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.ids import is_evaluation
@@ -62,7 +63,7 @@ class DurableModel:
         self._broken = False
         self._coordinator: Coordinator | None = None
         self._manifest: Manifest | None = None
-        self._evaluations = Evaluations(store, model)
+        self._evaluations, self._sent_bytes = Evaluations(store, model), 0
         self._evaluating = Evaluating(store, model)
         self._head = self._journal.take_over(clock)
         self._plan = load_plan(store, model, self._head.plan_sha256)
@@ -94,6 +95,7 @@ class DurableModel:
 
     def submit_many(self, batch: Batch) -> BatchAnswer:
         """Count updates that are objects of the store already, as if they came one after the other."""
+        self._sent_bytes += batch.sent_bytes
         outcomes = self._fenced(lambda: self._take_in(batch) + [self._submit_line(line) for line in batch.others])
         coordinator = self._open()
         now_open = OpenRound(coordinator.round, coordinator.version.number) if coordinator is not None else None
@@ -198,7 +200,7 @@ class DurableModel:
         state = self._plan.server_optimizer.init(version.parameters.size)
         started = prepared(Version(0, version.parameters, state), self._plan)
         with self._trusted():
-            ref = save_version(self._journal, started, self._plan, self._head)
+            ref = save(self._journal, started, (self._plan, self._plan), self._head)
             self._append("started", state="training", version=ref, opened_at=self._clock())
             finish_commit(self._journal, ref)
             self._resume(ref)
@@ -247,7 +249,7 @@ class DurableModel:
             raise Conflict(f"going back makes version {ref.number}, where the plan stops: give it a later end first")
         with self._trusted():
             now = self._clock()
-            info = round_info(coordinator.abandon(now), self._evaluations)
+            info = round_info(coordinator.abandon(now), self._evaluations, self._sent_bytes)
             self._next_round("restored", (), info, version=ref, restored_round=info.round + 1)
             self._resume(ref)
         record_round(self._meter, self.model, info, 0.0)
@@ -343,9 +345,9 @@ class DurableModel:
         ref = self._head.version
         lines: tuple[UpdateLine, ...] = ()
         if summary.commit is not None:
-            ref = save_version(self._journal, summary.commit.version, coordinator.plan, self._head)
+            ref = save(self._journal, summary.commit.version, (coordinator.plan, self._plan), self._head)
             lines = tuple(UpdateLine(**asdict(update)) for update in summary.commit.updates)
-        info = round_info(summary, self._evaluations)
+        info = round_info(summary, self._evaluations, self._sent_bytes)
         state = "finished" if self._plan_ends_at(ref) else self._head.state
         self._next_round("closed", lines, info, state=state, version=ref)
         if coordinator.plan != self._plan and ref is not None:
@@ -369,7 +371,7 @@ class DurableModel:
         )
         if self._head.version is not None and self._head.version != before.version:
             finish_commit(self._journal, self._head.version)
-        self._evaluations = Evaluations(self.store, self.model)
+        self._evaluations, self._sent_bytes = Evaluations(self.store, self.model), 0
 
     def _plan_ends_at(self, ref: VersionRef | None) -> bool:
         """Return whether the plan of the next round wants no further version."""
@@ -394,5 +396,4 @@ class DurableModel:
             outcome = self._evaluating.check_in(head, self._plan, device_id, now) or outcome
         if isinstance(outcome, Rejected):
             return outcome
-        weights = weights_of(self._journal, head.version, outcome.version)
-        return offer_of(head, coordinator, outcome, weights)
+        return offer_of(head, coordinator, outcome, base_of(self._journal, head.version, outcome.version))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.journal import Head, VersionRef
 from flsys_ray.cloud.versions import control_of, mixed_in
 from flsys_ray.compression.base import Encoding
 from flsys_ray.compression.float32 import FLOAT32
@@ -11,6 +11,7 @@ from flsys_ray.core.ids import is_evaluation
 from flsys_ray.core.plan import Augmentation, Eligibility, LocalTraining
 from flsys_ray.core.scheduling.base import Demand
 from flsys_ray.core.types import Assignment, Rejected
+from flsys_ray.wire.developer_schemas import PublicForm, VersionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Offer:
     `serving`: the base version is fit for inference too, since no other one has been promoted. `control_sha256` is the
     control to train with, for a rule that carries one, `compression` how the plan wants updates encoded,
     `label_counts` whether its selector asks how many examples of each class there are. Of the set `shared_sha256` the
-    device mixes in the share that `augmentation` says, drawn by `seed`.
+    device mixes in the share that `augmentation` says, drawn by `seed`. It trains from the version's `public` form, if
+    that has one.
     """
 
     assignment: Assignment
@@ -35,11 +37,12 @@ class Offer:
     augmentation: Augmentation | None = None
     shared_sha256: str | None = None
     seed: int = 0
+    public: PublicForm | None = None
     label_counts: bool = False
 
 
-def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha256: str) -> Offer:
-    """Return the offer of an assignment that a model's open round gave out."""
+def offer_of(head: Head, coordinator: Coordinator, work: Assignment, base: VersionRef | VersionInfo) -> Offer:
+    """Return the offer of an assignment that a model's open round gave out, of this base version."""
     control, evaluates = None, is_evaluation(work.assignment_id)
     if head.version is not None and not evaluates:
         control = control_of(head.version, coordinator.version)
@@ -47,7 +50,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         assignment=work,
         program_sha256=str(head.program_sha256),
         plan_sha256=head.round_plan_sha256,
-        weights_sha256=weights_sha256,
+        weights_sha256=base.weights_sha256,
         parameters=coordinator.layout.size,
         local=coordinator.plan.local.at(work.version),
         serving=head.promoted in (None, work.version),
@@ -56,6 +59,7 @@ def offer_of(head: Head, coordinator: Coordinator, work: Assignment, weights_sha
         augmentation=None if evaluates else coordinator.plan.augmentation,
         shared_sha256=None if evaluates else mixed_in(coordinator.plan, head),
         seed=coordinator.plan.seed,
+        public=None if evaluates else base.public,
         label_counts=coordinator.plan.selection.reads_labels and not evaluates,
     )
 

@@ -17,6 +17,7 @@
     models/{model}/optimizer/{sha256}.safetensors   server optimizer state of versions
     models/{model}/controls/{sha256}.safetensors    controls of versions, for a rule that carries one
     models/{model}/augmentation/{sha256}.safetensors   shared sets, of which phones mix in a share
+    models/{model}/public/{way}/{sha256}.safetensors   public forms of versions: in full, in half precision, as steps
     models/{model}/versions/{n}.json                manifests of versions
     models/{model}/rounds/{round}/updates/{assignment}.{device}       an update as uploaded; empty: given back
     models/{model}/rounds/{round}/evaluations/{assignment}.{device}   a federated evaluation
@@ -119,6 +120,11 @@ def control(model: str, sha256: str) -> str:
 def shared(model: str, sha256: str) -> str:
     """Return the key of a shared set."""
     return f"{MODELS}{model}/augmentation/{sha256}.safetensors"
+
+
+def public(model: str, way: str, sha256: str) -> str:
+    """Return the key of a file of a version's public form: `full`, `half` or `step`."""
+    return f"{MODELS}{model}/public/{way}/{sha256}.safetensors"
 
 
 def versions(model: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Entry, Journal, VersionRef
+from flsys_ray.cloud.public_forms import files_of, public_form
 from flsys_ray.cloud.stored_updates import StoredUpdates
 from flsys_ray.cloud.versions import encode_state, load_plan, load_program, load_version, sha256
 from flsys_ray.core.ids import round_of
@@ -102,6 +103,7 @@ class _Replayer:
             version, _ = committed(self._base(plan), self._fold(plan, entry), updates, self._layout, plan)
             self._compare(version, plan, _ref(entry))
             self._check_stored(_ref(entry))
+            self._compare_public(version, entry)
         except _Broken as broken:
             self._version, self._ref = None, _ref(entry)
             return Replayed(number, round_, made_of, broken.verdict, broken.detail)
@@ -166,6 +168,8 @@ class _Replayer:
             self._object(places.control(self._model, ref.control_sha256), ref.control_sha256)
         if ref.shared_sha256 is not None:
             self._object(places.shared(self._model, ref.shared_sha256), ref.shared_sha256)
+        for place, digest in files_of(self._model, ref.public).items() if ref.public is not None else ():
+            self._object(place, digest)
 
     def _compare(self, version: Version, plan: TrainingPlan, ref: VersionRef) -> None:
         if sha256(encode_vector("parameters", version.parameters)) != ref.weights_sha256:
@@ -176,6 +180,13 @@ class _Replayer:
         if control != ref.control_sha256:
             raise _Broken("differs", f"{plan.aggregation.name}: the control")
 
+    def _compare_public(self, version: Version, entry: Entry) -> None:
+        """Look whether what phones train from is what the next round's plan makes of a version."""
+        plan = load_plan(self._store, self._model, entry.head.round_plan_sha256)
+        made = public_form(self._store, self._model, version, plan, self._ref.public)
+        if (None if made is None else made.form) != _ref(entry).public:
+            raise _Broken("differs", "its public form")
+
     def _first_difference(self, found: Vector, ref: VersionRef) -> str:
         body = self._object(places.weights(self._model, ref.weights_sha256), ref.weights_sha256)
         stored = decode_vector(body, "parameters", self._layout.size)
@@ -184,8 +195,8 @@ class _Replayer:
         return f"{leaf.name!r} at its element {at - leaf.offset}: {found[at]!r} again, {stored[at]!r} in the store"
 
 
-def _numbers(ref: VersionRef) -> tuple[str, str, int, str | None]:
-    return ref.weights_sha256, ref.optimizer_sha256, ref.optimizer_step, ref.control_sha256
+def _numbers(ref: VersionRef) -> tuple[object, ...]:
+    return ref.weights_sha256, ref.optimizer_sha256, ref.optimizer_step, ref.control_sha256, ref.public
 
 
 def _ref(entry: Entry) -> VersionRef:

@@ -70,8 +70,8 @@ def open_round(coordinator: Coordinator) -> OpenRound:
     )
 
 
-def round_info(summary: RoundSummary, evaluations: Evaluations) -> RoundInfo:
-    """Return how a round ended."""
+def round_info(summary: RoundSummary, evaluations: Evaluations, sent_bytes: int) -> RoundInfo:
+    """Return how a round ended. `sent_bytes` of versions went out in it."""
     return RoundInfo(
         round=summary.round,
         version=summary.version,
@@ -84,6 +84,7 @@ def round_info(summary: RoundSummary, evaluations: Evaluations) -> RoundInfo:
         delta_norm=summary.commit.delta_norm if summary.commit else None,
         evaluation=evaluations.metrics(),
         update_bytes=summary.update_bytes,
+        download_bytes=sent_bytes,
     )
 
 

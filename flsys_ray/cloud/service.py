@@ -52,9 +52,11 @@ from flsys_ray.wire.schemas import (
     ControlLink,
     EvaluationReply,
     EvaluationRequest,
+    HalfLink,
     ProgramLink,
     Rejection,
     SharedSetLink,
+    StepLink,
     UploadLink,
     WeightsLink,
 )
@@ -318,7 +320,7 @@ class Cloud:
             round=work.round,
             version=work.version,
             program=ProgramLink(url=f"{base}/program/{offer.program_sha256}", sha256=offer.program_sha256),
-            weights=WeightsLink(url=f"{base}/versions/{work.version}", sha256=offer.weights_sha256),
+            weights=_weights(offer, base),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control is not None else None,
             augmentation=_augmentation(offer),
             label_counts=offer.label_counts,
@@ -340,6 +342,19 @@ class Cloud:
 
     def _read_manifest(self, model: str, program_sha256: str) -> Manifest:
         return read_manifest(load_program(self.store, model, program_sha256))
+
+
+def _weights(offer: Offer, base: str) -> WeightsLink:
+    """Return where the base version is, or its public form, and in which ways that can be had."""
+    public = offer.public
+    if public is None:
+        return WeightsLink(url=f"{base}/versions/{offer.assignment.version}", sha256=offer.weights_sha256)
+    steps = [
+        StepLink(before=one.before, url=f"{base}/public/step/{one.sha256}", sha256=one.sha256, encoding=one.encoding)
+        for one in public.steps
+    ]
+    half = HalfLink(url=f"{base}/public/half/{public.half_sha256}", sha256=public.half_sha256)
+    return WeightsLink(url=f"{base}/public/full/{public.sha256}", sha256=public.sha256, half=half, steps=steps)
 
 
 def _augmentation(offer: Offer) -> AugmentationMessage | None:

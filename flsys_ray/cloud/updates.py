@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -13,6 +14,7 @@ from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
+from flsys_ray.cloud.sent import Sent
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.core.flaws import flaw_of_norm
 from flsys_ray.core.ids import is_evaluation, model_name
@@ -34,7 +36,10 @@ _OUTCOMES: dict[type[FlsysError], str] = {Late: "late", UpdateUnusable: "unusabl
 
 
 class Updates:
-    """Takes updates in. `manifest` and `plan` read (and cache) what an update is checked against."""
+    """Takes updates in. `manifest` and `plan` read (and cache) what an update is checked against.
+
+    Models are told with their updates how much of their versions was `sent`.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class Updates:
         self._manifest = manifest
         self._plan = plan
         self._meter = meter
+        self.sent = Sent()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="updates")
         self._doors: Mailboxes[Ready, Counted | Rejected]
         self._doors = Mailboxes(self._submit, limit=WAITING, at_once=TOGETHER, together=lambda ready: ready.kind)
@@ -107,7 +113,8 @@ class Updates:
 
     def _fold(self, model: str, ready: Sequence[Ready]) -> Batch:
         size = ready[0].update.delta.size
-        return batch_of(ready, self._plan(model, ready[0].plan_sha256), size, self._open.get(model))
+        batch = batch_of(ready, self._plan(model, ready[0].plan_sha256), size, self._open.get(model))
+        return replace(batch, sent_bytes=self.sent.take(model))
 
     def _note_open(self, model: str, now_open: OpenRound | None) -> None:
         if now_open is None:

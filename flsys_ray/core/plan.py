@@ -48,6 +48,7 @@ _EXTENSIONS: dict[str, Registry[Any]] = {
     "aggregation": RULES,
     "server_optimizer": OPTIMIZERS,
     "compression": ENCODINGS,
+    "download": ENCODINGS,
 }
 
 
@@ -125,6 +126,7 @@ class TrainingPlan(_Section):
     server_optimizer: AnyOptimizer = Field("sgd", validate_default=True)
     augmentation: Augmentation = Augmentation()
     compression: Annotated[Any, OneOf(ENCODINGS, "float32")] = Field("float32", validate_default=True)
+    download: Annotated[Any, OneOf(ENCODINGS, "float32")] = Field("float32", validate_default=True)
     local: LocalPlan = LocalPlan()
     eligibility: Eligibility = Eligibility()
     limits: Limits = Limits()

@@ -66,6 +66,15 @@ class FileCache:
                 self.trim(keep={sha256})
         return found
 
+    def add(self, sha256: str, body: bytes) -> bool:
+        """Keep a file that was made here, if it has this hash; return whether it has."""
+        if hashlib.sha256(body).hexdigest() != sha256:
+            return False
+        with self._lock(sha256):
+            if self.path(sha256) is None:
+                _Part(self.folder, sha256).fill(body).finish()
+        return True
+
     def trim(self, keep: set[str], cap_bytes: int | None = None) -> None:
         """Delete the least recently used files until the cap holds; those in `keep` stay."""
         cap = self.cap_bytes if cap_bytes is None else cap_bytes
@@ -132,6 +141,13 @@ class _Part:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             return ""
+
+    def fill(self, body: bytes) -> "_Part":
+        """Put all of the file there, in place of what has arrived."""
+        self.discard()
+        self.path.write_bytes(body)
+        os.chmod(self.path, 0o600)
+        return self
 
     def finish(self) -> Path:
         with self.path.open("rb") as file:

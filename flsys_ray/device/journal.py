@@ -20,7 +20,10 @@ State = Literal["assigned", "trained", "returning"]
 Ending = Literal["done", "given-back", "late", "refused"]
 BackReason = Literal["not-eligible", "not-enough-data", "failed", "restarted", "out-of-time", "withdrawn"]
 
+Kept = Literal["shared", "public"]  # files: the model's shared set, and what it was trained from last
+
 REMEMBERED = 200
+_KEPT = "key LIKE 'shared:%' OR key LIKE 'public:%'"
 _OWN = {"controls": "control", "residuals": "residual"}  # what changes when an update is counted: table and column
 
 _RETURN = (
@@ -223,7 +226,7 @@ class Journal:
                 "UPDATE models SET version = NULL, weights_sha256 = NULL, program_sha256 = NULL, refreshed_at = 0,"
                 " eligibility = NULL"
             )
-            self.database.write("DELETE FROM settings WHERE key LIKE 'shared:%'")
+            self.database.write(f"DELETE FROM settings WHERE {_KEPT}")
             self.database.set_settings({"device_id": None, "token": None, "next_check_in_at": None, "failures": None})
 
     def count_traffic(self, up_bytes: int, down_bytes: int) -> None:
@@ -246,7 +249,8 @@ class Journal:
             self.database.write("UPDATE models SET consent = ? WHERE model = ?", (int(granted), model))
             if not granted:
                 self.give_back_model(model, "withdrawn")
-                self.keep_shared(model, None)
+                self.keep("shared", model, None)
+                self.keep("public", model, None)
                 self.database.write("DELETE FROM personal WHERE model = ?", (model,))
                 for table, column in _OWN.items():
                     self.database.write(f"DELETE FROM {table} WHERE model = ?", (model,))
@@ -290,18 +294,18 @@ class Journal:
         return TrainingRecord(int(found[0] or 0), None if found[1] is None else float(found[1]))
 
     def weights_in_use(self) -> set[str]:
-        """Return the hashes of files that work to be done or inference needs, and of each model's shared set."""
+        """Return the hashes of files that work to be done or inference needs, or that are kept for the next work."""
         held = {
             str(row[0]) for row in self.database.rows("SELECT weights_sha256 FROM models WHERE version IS NOT NULL")
         }
         messages = [item.message for item in self.open_assignments() if item.state == "assigned"]
-        extras = {link.sha256 for message in messages for link in message.extras}
-        shared = {str(row[0]) for row in self.database.rows("SELECT value FROM settings WHERE key LIKE 'shared:%'")}
-        return held | extras | shared | {message.weights.sha256 for message in messages}
+        open_ = {link.sha256 for message in messages for link in (*message.extras, *message.weights.smaller)}
+        kept = {str(row[0]) for row in self.database.rows(f"SELECT value FROM settings WHERE {_KEPT}")}
+        return held | open_ | kept | {message.weights.sha256 for message in messages}
 
-    def keep_shared(self, model: str, sha256: str | None) -> None:
-        """Keep the model's shared set for its next assignments, in place of the one before; None: it has none."""
-        key = f"shared:{model}"
+    def keep(self, what: Kept, model: str, sha256: str | None) -> None:
+        """Keep a file for the model's next assignments, in place of the one before; None: no file."""
+        key = f"{what}:{model}"
         if self.database.setting(key) != sha256:
             self.database.set_settings({key: sha256})
 

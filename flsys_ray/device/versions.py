@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flsys_ray.device.bases import Bases
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.download import FileCache
 from flsys_ray.device.identity import Identity
@@ -47,14 +48,26 @@ class Versions:
 
     def fetch(self, message: AssignmentMessage) -> None:
         """Download what an assignment needs; its base version becomes the newest at hand if it is, and serves."""
-        self._fetch(message.program.url, message.program.sha256, message.weights.url, message.weights.sha256)
+        program = self._fetch_program(message.program.url, message.program.sha256)
+        if message.weights.smaller:
+            size = self.programs.get(message.program.sha256, program).manifest.parameters
+            Bases(self.weight_files, self._fetch_weights).have(message.weights, size)
+        else:
+            self._fetch_weights(message.weights.url, message.weights.sha256)
         for link in message.extras:
-            self._fetch_extra(link.url, link.sha256)
+            self._fetch_weights(link.url, link.sha256)
         if message.kind == "train":
-            self.journal.keep_shared(message.model, message.shared.sha256 if message.shared is not None else None)
-        held = self.journal.held(message.model)
-        if message.serving and (held is None or held.version <= message.version):
+            self.journal.keep("shared", message.model, message.shared.sha256 if message.shared is not None else None)
+            self.journal.keep("public", message.model, message.weights.sha256 if message.weights.smaller else None)
+        if message.serving and self._is_newer(message):
             self._hold(message.model, message.version, message.weights.sha256, message.program.sha256)
+
+    def _is_newer(self, message: AssignmentMessage) -> bool:
+        """Return whether an assignment's base is newer than the version at hand; a public form not, if as old."""
+        held = self.journal.held(message.model)
+        if held is None or held.version != message.version:
+            return held is None or held.version < message.version
+        return not message.weights.smaller
 
     def refresh(self, model: str) -> bool:
         """Have the newest version on the phone; return whether it is another one than before.
@@ -68,7 +81,8 @@ class Versions:
         base = f"/v1/models/{model}"
         program_url = f"{base}/program/{latest.program_sha256}"
         weights_url = f"{base}/versions/{latest.version}"
-        self._fetch(program_url, latest.program_sha256, weights_url, latest.weights_sha256)
+        self._fetch_program(program_url, latest.program_sha256)
+        self._fetch_weights(weights_url, latest.weights_sha256)
         held = self.journal.held(model)
         self._hold(model, latest.version, latest.weights_sha256, latest.program_sha256)
         return held is None or held.weights_sha256 != latest.weights_sha256
@@ -124,11 +138,10 @@ class Versions:
         program, weights = self.program_files.path(program_sha256), self.weight_files.path(weights_sha256)
         return (program, weights) if program and weights else None
 
-    def _fetch(self, program_url: str, program_sha256: str, weights_url: str, weights_sha256: str) -> None:
+    def _fetch_program(self, url: str, sha256: str) -> Path:
         client = self.identity.client
-        self.identity.call(lambda token: self.program_files.fetch(client, token, program_url, program_sha256))
-        self.identity.call(lambda token: self.weight_files.fetch(client, token, weights_url, weights_sha256))
+        return self.identity.call(lambda token: self.program_files.fetch(client, token, url, sha256))
 
-    def _fetch_extra(self, url: str, sha256: str) -> None:
+    def _fetch_weights(self, url: str, sha256: str) -> Path:
         client = self.identity.client
-        self.identity.call(lambda token: self.weight_files.fetch(client, token, url, sha256))
+        return self.identity.call(lambda token: self.weight_files.fetch(client, token, url, sha256))

@@ -1,6 +1,6 @@
 """What phones call."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request, status
 from fastapi.concurrency import run_in_threadpool
@@ -30,6 +30,7 @@ from flsys_ray.wire.schemas import (
 
 router = APIRouter(prefix="/v1", tags=["devices"])
 AssignmentId = Annotated[str, Path(pattern=r"^[0-9]{8}-[0-9a-f]{20}(-t[1-9][0-9]{0,5}|-e)?$")]
+Way = Literal["full", "half", "step"]
 VersionNumber = Annotated[str, Path(pattern=r"^(latest|0|[1-9][0-9]{0,8})$")]
 
 
@@ -48,6 +49,8 @@ def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
 async def _send(cloud: Cloud, request: Request, download: Download, labels: tuple[str, str]) -> Response:
     response = await run_in_threadpool(serve, cloud.store, request, download)
     cloud.meter.record(DOWNLOAD_BYTES, len(response.body), *labels)
+    if labels[1] in ("version", "full", "half", "step"):
+        cloud.updates.sent.add(labels[0], len(response.body))
     return response
 
 
@@ -99,6 +102,16 @@ async def get_version(
     cache = REVALIDATE if number == "latest" else FOR_EVER
     download = Download(places.weights(found, digest), digest, SAFETENSORS, cache, headers)
     return await _send(cloud, request, download, (found, "version"))
+
+
+@router.get("/models/{model}/public/{way}/{sha256}", response_class=Response, responses=_file(SAFETENSORS))
+async def get_public_form(
+    cloud: TheCloud, app_id: ReaderCall, request: Request, model: Name, way: Way, sha256: Sha256
+) -> Response:
+    """Download what an assignment has in place of its version: in full, in half precision, or a step. Immutable."""
+    found = cloud.find(app_id, model)
+    download = Download(places.public(found, way, sha256), sha256, SAFETENSORS, FOR_EVER, {})
+    return await _send(cloud, request, download, (found, way))
 
 
 @router.get("/models/{model}/control/{sha256}", response_class=Response, responses=_file(SAFETENSORS))

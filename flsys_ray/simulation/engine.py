@@ -345,6 +345,8 @@ def check(models: Sequence[SimulatedModel], traces: Traces) -> None:
         if model.plan.stopping.versions is None:
             raise InvalidInput(f"simulation: the plan of {model.name!r} has no end: set stopping.versions, or --rounds")
         check_fit(model.plan, model.program)
+        if model.plan.download.name != "float32":
+            raise InvalidInput(f"simulation: {model.name!r} asks for compressed downloads, which are not simulated")
         if model.plan.augmentation.share > 0 and model.population.pool.shared == 0:
             raise InvalidInput(
                 f"simulation: the plan of {model.name!r} mixes in a share of a shared set, and there is none"

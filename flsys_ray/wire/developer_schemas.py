@@ -138,6 +138,9 @@ class RoundInfo(Message):
     delta_norm: float | None
     evaluation: Metrics | None = Field(description="of the base version, on the cohort's held-out examples")
     update_bytes: int = Field(0, description="of the counted updates, as uploaded")
+    download_bytes: int = Field(
+        0, description="of versions that were sent in it, in any way and to whomever, as far as replicas have told"
+    )
 
 
 class RoundsReply(Message):
@@ -164,6 +167,27 @@ class UpdateLine(Message):
     )
 
 
+class PublicStep(Message):
+    """A step to a public form from the one whose full file has the hash `before`."""
+
+    before: Sha256
+    sha256: Sha256
+    size_bytes: int
+    encoding: str
+
+
+class PublicForm(Message):
+    """What phones train from in place of a version, where the plan compresses downloads: see docs/compression.md.
+
+    `sha256` is of its parameters in full, `half_sha256` of the file with the same in half precision; `steps` lead to it
+    one after the other.
+    """
+
+    sha256: Sha256
+    half_sha256: Sha256
+    steps: tuple[PublicStep, ...] = ()
+
+
 class VersionInfo(Message):
     """A version's manifest: what made it. Version 0 has no round and no updates."""
 
@@ -182,6 +206,7 @@ class VersionInfo(Message):
     shared_sha256: Sha256 | None = Field(
         None, description="of the shared set of which its round's devices mixed some in"
     )
+    public: PublicForm | None = Field(None, description="what phones train from, if the plan compresses downloads")
 
 
 class VersionEvaluation(Message):

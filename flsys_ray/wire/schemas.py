@@ -89,11 +89,38 @@ class ProgramLink(Message):
     sha256: Sha256
 
 
-class WeightsLink(Message):
-    """Where a version's parameters are, and the hash of the whole file."""
+class HalfLink(Message):
+    """Where the parameters are in half precision: the same numbers in half the bytes."""
 
     url: str
     sha256: Sha256
+
+
+class StepLink(Message):
+    """Where an encoded step is, from the parameters whose file has the hash `before`."""
+
+    before: Sha256
+    url: str
+    sha256: Sha256
+    encoding: str = Field(description="the name of the encoding: a device that does not know it takes another way")
+
+
+class WeightsLink(Message):
+    """Where a version's parameters are, and the hash of the whole file.
+
+    There may be smaller ways to have the very same file: `half`, or for a device that holds what they start from, the
+    last of `steps`, one after the other.
+    """
+
+    url: str
+    sha256: Sha256
+    half: HalfLink | None = None
+    steps: list[StepLink] = Field([], description="each begins where the one before it ends")
+
+    @property
+    def smaller(self) -> tuple[HalfLink | StepLink, ...]:
+        """The files of all smaller ways."""
+        return (*self.steps, *([self.half] if self.half is not None else []))
 
 
 class ControlLink(Message):

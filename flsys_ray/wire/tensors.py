@@ -138,7 +138,7 @@ def decode_update(
     if accepted is not None and encoding not in (FLOAT32, *accepted):
         raise UpdateUnusable(f"the encoding {encoding.model_dump_json()} is none that the assignment takes")
     form = encoding.form(layout.size)
-    tensors = _decode(body, {**form, "control": Part("F32", layout.size)} if control else form)
+    tensors = decode_parts(body, {**form, "control": Part("F32", layout.size)} if control else form)
     if flaw := encoding.flaw(tensors, layout.size):
         raise UpdateUnusable(f"{encoding.name}: {flaw}")
     delta = encoding.decode(tensors, 0, layout.size)
@@ -175,10 +175,14 @@ def data_offset(head: bytes) -> int:
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:
     """Return the one float32 vector `name` [size] in a safetensors file (a read-only view). Raises `UpdateUnusable`."""
-    return _decode(body, {name: Part("F32", size)})[name]
+    return decode_parts(body, {name: Part("F32", size)})[name]
 
 
-def _decode(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
+def decode_parts(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a safetensors file (read-only views), which has exactly those of `form`.
+
+    Raises `UpdateUnusable`.
+    """
     tensors = read_tensors(body)
     if sorted(found for found, _ in tensors) != sorted(form):
         found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
@@ -259,6 +263,11 @@ def parse_encoding(value: object) -> Encoding | None:
     except ValidationError:
         return None
     return found
+
+
+def knows_encoding(name: str) -> bool:
+    """Return whether there is an encoding of this name here."""
+    return name in ENCODINGS.classes
 
 
 def _encoding(metadata: Mapping[str, object]) -> Encoding:

@@ -125,6 +125,8 @@ class FakeModel:
     compression: Encoding = FLOAT32
     augmentation: AugmentationMessage | None = None
     sets: list[bytes] = field(default_factory=list)  # shared ones, that `augmentation` may name
+    public: "dict[int, WeightsLink]" = field(default_factory=dict)  # in place of the weights of some versions
+    files: dict[str, bytes] = field(default_factory=dict)  # that these name, by hash
     round: int = 0
     assignments: dict[str, SimpleNamespace] = field(default_factory=dict)
 
@@ -197,6 +199,9 @@ class FakeCloud:
         if match := re.fullmatch(r"GET /v1/models/([^/]+)/augmentation/([0-9a-f]{64})", route):
             found = [shared for shared in self.models[match[1]].sets if sha(shared) == match[2]]
             return self._file(request, found[0], {}) if found else problem(404, "not-found", "no such set")
+        if match := re.fullmatch(r"GET /v1/models/([^/]+)/public/(full|half|step)/([0-9a-f]{64})", route):
+            body = self.models[match[1]].files.get(match[3])
+            return problem(404, "not-found", "no such file") if body is None else self._file(request, body, {})
         if match := re.fullmatch(r"(PUT|DELETE) /v1/assignments/([^/]+)(/update|/evaluation|)", route):
             return self._assignment(device, match[2], match[1] + match[3], request)
         return problem(404, "not-found", f"no such route: {route}")
@@ -251,7 +256,9 @@ class FakeCloud:
             round=model.round,
             version=model.version,
             program=ProgramLink(url=f"{base}/program/{sha(model.program)}", sha256=sha(model.program)),
-            weights=WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights)),
+            weights=model.public.get(
+                model.version, WeightsLink(url=f"{base}/versions/{model.version}", sha256=sha(weights))
+            ),
             control=ControlLink(url=f"{base}/control/{control}", sha256=control) if control else None,
             augmentation=model.augmentation,
             local=model.local,

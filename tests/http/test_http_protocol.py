@@ -185,7 +185,7 @@ def test_every_call_of_the_api_is_in_an_example(played: Shell, world: World):
             pattern = re.escape(path).replace(r"\{model\}", "steps").replace(r"\{app\}", "acme")
             pattern = pattern.replace(r"\{action\}", "(start|pause|resume|stop|archive)")
             pattern = pattern.replace(r"\{assignment_id\}", r"\$ASSIGNMENT").replace(r"\{number\}", r"(\d+|latest)")
-            pattern = pattern.replace(r"\{sha256\}", r"([0-9a-f]{64}|\$SHARED)")
+            pattern = pattern.replace(r"\{sha256\}", r"([0-9a-f]{64}|\$SHARED)").replace(r"\{way\}", "(full|half|step)")
             pattern = pattern.replace(r"\{device_id\}", r"\$DEVICE_ID")
             pattern = pattern.replace(r"\{generation\}", r"\d+").replace(r"\{kid\}", r"\d+")
             assert re.search(rf"\$CLOUD{pattern}(\s|$)", text), call

@@ -62,6 +62,7 @@ def test_the_assignment_says_all_that_a_phone_needs(world: World, key):
         "encodings": ["float32"],
         "compression": None,
         "max_bytes": 4 * PARAMETERS + 4096,
+        "staged": None,
     }
     assert work["local"] == {"epochs": 1, "learning_rate": 0.05, "proximal_mu": 0.0, "max_steps": None}
     assert work["augmentation"] is None

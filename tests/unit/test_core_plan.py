@@ -134,6 +134,7 @@ def test_an_empty_plan_is_the_default_plan_and_writes_every_default_out():
         "server_optimizer": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0},
         "augmentation": {"share": 0.0, "transforms": []},
         "compression": {"name": "float32"},
+        "download": {"name": "float32"},
         "local": {"epochs": 1, "learning_rate": 0.05, "proximal_mu": 0.0, "max_steps": None}
         | {"learning_rate_decay": 1.0},
         "eligibility": {
