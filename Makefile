@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format bench openapi wheel clean
+.PHONY: help demo test check soak format bench results openapi wheel clean
 
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/two_apps.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
+
+results: $(VENV)/.dev ## Accuracy on real data: run what has no line yet, and write docs/results.md (FLSYS_DATA; some hours)
+	$(BIN)/python benchmarks/results/run.py
+	$(BIN)/python benchmarks/results/render.py
 
 openapi: $(VENV)/.dev ## Write docs/openapi.json anew
 	$(BIN)/python -m flsys_ray.http.openapi > docs/openapi.json
