@@ -2,10 +2,12 @@
 
     python benchmarks/results/render.py [--results docs/results/results.jsonl] [--out docs/results.md]
 
-The text around the tables is `page.md` beside this file: each line `{{name}}` there becomes a table.
+The text around the tables is `page.md` beside this file: each line `{{name}}` there becomes a table. The short table of
+README.md, between `<!-- results -->` and `<!-- results end -->`, is written with the page of the repository itself.
 """
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from tasks import Task
 
 PAGE = Path(__file__).with_name("page.md")
 OUT = Path(__file__).parents[2] / "docs/results.md"
+README = Path(__file__).parents[2] / "README.md"
+PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- results end -->)", re.DOTALL)
 Line = dict[str, Any]
 
 
@@ -27,6 +31,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = known(read(options.results))
     options.out.write_text(page(lines))
+    if options.out == OUT:
+        README.write_text(PLACE.sub(lambda found: f"{found[1]}\n{verdict(lines)}\n\n{found[2]}", README.read_text()))
     draw(lines, options.out.parent / "pictures")
 
 
