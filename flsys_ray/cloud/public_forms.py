@@ -12,7 +12,6 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Head, Journal, VersionRef
 from flsys_ray.cloud.versions import save_version, sha256
 from flsys_ray.compression.float32 import FLOAT32
-from flsys_ray.compression.public import half, step_to, stepped
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.rng import generator
@@ -20,7 +19,7 @@ from flsys_ray.core.types import Version
 from flsys_ray.errors import Missing
 from flsys_ray.storage.base import ObjectStore, put_same
 from flsys_ray.wire.developer_schemas import PublicForm, PublicStep
-from flsys_ray.wire.public_forms import decode_half, encode_half, encode_step
+from flsys_ray.wire.public_forms import decode_half, encode_half, form_after, worth
 from flsys_ray.wire.tensors import encode_vector
 
 
@@ -52,21 +51,21 @@ def public_form(
     """
     if plan.download == FLOAT32:
         return None
-    public, files, steps = half(version.parameters), dict[str, bytes](), tuple[PublicStep, ...]()
-    earlier = _half_of(store, model, before, version.parameters.size)
-    if earlier is not None and before is not None:
-        rng = generator(plan.seed, "download", version.number)
-        parts = step_to(version.parameters, earlier, plan.download, rng)
-        step = encode_step(plan.download, parts)
-        if len(step) < len(encode_half(earlier)):
-            public = stepped(earlier, plan.download, parts)
-            files[places.public(model, "step", sha256(step))] = step
-            name = plan.download.name
-            last = PublicStep(before=before.sha256, sha256=sha256(step), size_bytes=len(step), encoding=name)
-            steps = (*before.steps, last)
+    files, steps = dict[str, bytes](), tuple[PublicStep, ...]()
+    earlier, rng = (
+        _half_of(store, model, before, version.parameters.size),
+        generator(plan.seed, "download", version.number),
+    )
+    public, step = form_after(version.parameters, earlier, plan.download, rng)
+    if step is not None and before is not None:
+        files[places.public(model, "step", sha256(step))] = step
+        name = plan.download.name
+        last = PublicStep(before=before.sha256, sha256=sha256(step), size_bytes=len(step), encoding=name)
+        steps = (*before.steps, last)
     full, whole = encode_vector("parameters", public), encode_half(public)
     files |= {places.public(model, "full", sha256(full)): full, places.public(model, "half", sha256(whole)): whole}
-    form = PublicForm(sha256=sha256(full), half_sha256=sha256(whole), steps=_worth(steps, len(whole)))
+    kept = steps[len(steps) - worth([step.size_bytes for step in steps], len(whole)) :]
+    form = PublicForm(sha256=sha256(full), half_sha256=sha256(whole), steps=kept)
     return Made(form, files)
 
 
@@ -84,13 +83,3 @@ def _half_of(store: ObjectStore, model: str, before: PublicForm | None, size: in
         return decode_half(store.get(places.public(model, "half", before.half_sha256)).body, size)
     except Missing:  # somebody made room: begin anew
         return None
-
-
-def _worth(steps: tuple[PublicStep, ...], limit: int) -> tuple[PublicStep, ...]:
-    """Return the last steps, as many as have less than `limit` bytes together."""
-    total = 0
-    for kept, step in enumerate(reversed(steps)):
-        total += step.size_bytes
-        if total >= limit:
-            return steps[len(steps) - kept :]
-    return steps

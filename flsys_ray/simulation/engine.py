@@ -229,13 +229,13 @@ class Simulation:
         state, trainee, traces = self.state, self.trainees[name], self.traces
         state.given += 1
         training_s = trainee.steps(device) * self.models[name].step_s / float(traces.speed[device])
-        download_bytes = trainee.download_bytes(device)
+        download_bytes = trainee.download_bytes(device, work)
         down_s = download_bytes / float(traces.down_bytes_per_s[device])
         up_s = trainee.upload_bytes / float(traces.up_bytes_per_s[device])
         fate, ends, device_s = self._fate(device, work, (down_s, training_s, up_s), until)
         if fate != "given-back":
             trainee.tally.download_bytes += download_bytes
-            trainee.downloaded(device)
+            trainee.downloaded(device, work)
         if fate == "arrives":
             trainee.begin(work, device, ends)
         heapq.heappush(state.arrivals, Arrival(ends, state.given, name, device, work, fate, device_s))
@@ -345,8 +345,6 @@ def check(models: Sequence[SimulatedModel], traces: Traces) -> None:
         if model.plan.stopping.versions is None:
             raise InvalidInput(f"simulation: the plan of {model.name!r} has no end: set stopping.versions, or --rounds")
         check_fit(model.plan, model.program)
-        if model.plan.download.name != "float32":
-            raise InvalidInput(f"simulation: {model.name!r} asks for compressed downloads, which are not simulated")
         if model.plan.augmentation.share > 0 and model.population.pool.shared == 0:
             raise InvalidInput(
                 f"simulation: the plan of {model.name!r} mixes in a share of a shared set, and there is none"

@@ -18,6 +18,7 @@ from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.manifest import read_manifest
 from flsys_ray.programs.runner import Program
 from flsys_ray.simulation.desk import Desk, DeskState, Result
+from flsys_ray.simulation.downloads import Base, Downloads
 from flsys_ray.simulation.executors import Executor
 from flsys_ray.simulation.results import Row, Tally
 from flsys_ray.simulation.training import Work, group_size_of, steps_of, updates_of
@@ -38,7 +39,8 @@ class TraineeState:
     residuals: dict[int, Vector]
     have_shared: frozenset[int]
     pairs: dict[str, ControlPair]
-    versions: dict[int, Vector]
+    bases: dict[int, Base]
+    held: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,31 +66,35 @@ class Trainee:
         start = Program.load(model.program).init(model.plan.seed)
         version = Version(0, start, model.plan.server_optimizer.init(start.size))
         self.coordinator = Coordinator(model.name, self.layout, model.plan, version, round_=0, opened_at=0.0)
-        controls = start.nbytes if model.plan.aggregation.carries_control else 0
-        self._version_bytes = start.nbytes + controls
-        self.upload_bytes = payload_bytes(model.plan.compression, start.size) + controls
+        self._control_bytes = start.nbytes if model.plan.aggregation.carries_control else 0
+        self.upload_bytes = payload_bytes(model.plan.compression, start.size) + self._control_bytes
         self.desk = Desk(model.name, executor, group_size_of(model.plan))
         self._controls: dict[int, Vector] = {}
         self._residuals: dict[int, Vector] = {}
         self._have_shared: set[int] = set()
         self._pairs: dict[str, ControlPair] = {}
-        self._versions = {0: start}  # that open work may begin with: a device that comes back begins its own again
+        self._downloads = Downloads(model.plan.download, model.plan.seed)
+        self._keep_bases()
 
     def steps(self, device: int) -> int:
         """Return the local steps of a device, on its own examples and its portion of the shared set."""
         mixed = round(self.model.plan.augmentation.share * self.model.population.pool.shared)
         return steps_of(self.model.population.count(device) + mixed, self.model.plan.local, self._batch)
 
-    def download_bytes(self, device: int) -> int:
-        """Return what a device downloads for a training: the version, and the shared set if it has not got it yet."""
-        population = self.model.population
+    def download_bytes(self, device: int, work: Assignment) -> int:
+        """Return what a device downloads for a training: its base, and the shared set if it has not got it yet."""
+        base_bytes, pool = (
+            self._downloads.num_bytes(device, work.version) + self._control_bytes,
+            self.model.population.pool,
+        )
         if self.model.plan.augmentation.share == 0 or device in self._have_shared:
-            return self._version_bytes
-        examples, count = population.pool.training, population.pool.shared
-        return self._version_bytes + count * (examples.x[:1].nbytes + examples.y[:1].nbytes)
+            return base_bytes
+        return base_bytes + pool.shared * (pool.training.x[:1].nbytes + pool.training.y[:1].nbytes)
 
-    def downloaded(self, device: int) -> None:
-        """A device has got the version, and the shared set if there is one: it keeps the set."""
+    def downloaded(self, device: int, work: Assignment) -> None:
+        """A device has got its base, and the shared set if there is one: it keeps both."""
+        if self.model.plan.download != FLOAT32:
+            self._downloads.held[device] = work.version
         if self.model.plan.augmentation.share > 0:
             self._have_shared.add(device)
 
@@ -99,7 +105,7 @@ class Trainee:
             own = self._controls.get(device, np.zeros(self.layout.size, np.float32))
             pair = self._pairs[work.assignment_id] = ControlPair(version.control, own, self._mask)
             correction = pair.correction
-        rows, base = self._rows(device), self._versions[work.version]
+        rows, base = self._rows(device), self._downloads.bases[work.version].parameters
         rate = self._rate(work)
         self.desk.give(Work(work.assignment_id, work.round, work.version, rows, rate, correction), base, arrives_at)
 
@@ -169,7 +175,7 @@ class Trainee:
     def row(self, summary: RoundSummary) -> Row:
         """Return the row of a round that closed, and begin to count anew."""
         tally, self.tally = self.tally, Tally()
-        self._keep_versions()
+        self._keep_bases()
         commit, counters = summary.commit, summary.counters
         return Row(
             model=self.model.name,
@@ -192,12 +198,12 @@ class Trainee:
             mean_staleness=None if commit is None else float(np.mean([ref.staleness for ref in commit.updates])),
         )
 
-    def _keep_versions(self) -> None:
-        """Add the newest version, and let go of those that no open work can begin with."""
+    def _keep_bases(self) -> None:
+        """Add the newest version's, if it is new, and let go of those that no open work can begin with."""
         newest, pacing = self.coordinator.version, self.model.plan.pacing
         age = pacing.staleness.max_staleness if pacing.asynchronous and pacing.staleness is not None else 0
-        self._versions[newest.number] = newest.parameters
-        self._versions = {n: kept for n, kept in self._versions.items() if n >= newest.number - age}
+        if newest.number not in self._downloads.bases:
+            self._downloads.add(newest, newest.number - age)
 
     def digest(self) -> str:
         """Return the hash of the newest version's parameters."""
@@ -213,13 +219,15 @@ class Trainee:
             dict(self._residuals),
             frozenset(self._have_shared),
             dict(self._pairs),
-            dict(self._versions),
+            dict(self._downloads.bases),
+            dict(self._downloads.held),
         )
 
     def restore(self, state: TraineeState) -> None:
         """Go on from a state."""
         self.coordinator = Coordinator.restore(self.model.name, self.layout, self.model.plan, state.snapshot)
         self.desk.restore(state.desk)
-        self.tally, self._versions = state.tally, dict(state.versions)
+        self.tally = state.tally
+        self._downloads.bases, self._downloads.held = dict(state.bases), dict(state.held)
         self._controls, self._pairs = dict(state.controls), dict(state.pairs)
         self._residuals, self._have_shared = dict(state.residuals), set(state.have_shared)

@@ -1,8 +1,11 @@
 """Public forms of versions on the wire: whole, in half precision, and as encoded steps. See `compression.public`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flsys_ray.compression.base import Encoding, Part, Parts
+from flsys_ray.compression.public import half, step_to, stepped
 from flsys_ray.core.layout import Vector
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.wire.tensors import decode_parts, encode_tensors, encoding_of
@@ -30,3 +33,29 @@ def decode_step(body: bytes, size: int) -> tuple[Encoding, Parts]:
     if flaw := encoding.flaw(parts, size):
         raise UpdateUnusable(f"{encoding.name}: {flaw}")
     return encoding, parts
+
+
+def form_after(
+    parameters: Vector, earlier: Vector | None, encoding: Encoding, rng: np.random.Generator
+) -> tuple[Vector, bytes | None]:
+    """Return a version's public form, and the file of the step that leads to it; float32 [P] all.
+
+    The step is from the form of the version before, `earlier`. None: there is none, or a step is no smaller than a
+    whole form, and the form is the version rounded.
+    """
+    if earlier is not None:
+        parts = step_to(parameters, earlier, encoding, rng)
+        step = encode_step(encoding, parts)
+        if len(step) < len(encode_half(earlier)):
+            return stepped(earlier, encoding, parts), step
+    return half(parameters), None
+
+
+def worth(sizes: Sequence[int], limit: int) -> int:
+    """Return how many of the last steps, of these sizes, have less than `limit` bytes together."""
+    total = 0
+    for kept, size in enumerate(reversed(sizes)):
+        total += size
+        if total >= limit:
+            return kept
+    return len(sizes)

@@ -9,6 +9,7 @@ import pytest
 from simulated import BUFFERED, ROUNDS, ideal, message_of, models_of, plan_of, simulation_of, specs_of
 from tiny_program import tiny_program
 
+from flsys_ray.cloud.public_forms import public_form
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.types import Counted, Update, Version
 from flsys_ray.device.examples import Batch
@@ -23,8 +24,9 @@ from flsys_ray.simulation.population import Population, make_pool
 from flsys_ray.simulation.results import write_rows, write_summary
 from flsys_ray.simulation.traces import always_there
 from flsys_ray.simulation.training import Examples
+from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.shared_sets import SharedSet, encode_shared_set
-from flsys_ray.wire.tensors import decode_update, encode_vector
+from flsys_ray.wire.tensors import decode_update, decode_vector, encode_vector
 
 SCAFFOLD = plan_of(ROUNDS, aggregation={"name": "scaffold", "devices": 40})
 LATE = {"pacing": {"name": "rounds", "cohort": 6, "deadline_s": 2, "quorum": 1, "late": {"max_staleness": 3}}}
@@ -36,6 +38,7 @@ PLANS = {
     "scaffold": SCAFFOLD,
     "int8": plan_of(BUFFERED, compression={"name": "int8", "block": 16}),
     "top_k": plan_of({**ROUNDS, "stopping": {"versions": 9}}, compression={"name": "top_k", "fraction": 0.2}),
+    "download int8": plan_of(BUFFERED, download="int8"),
     "shared set": plan_of(ROUNDS, augmentation={"share": 0.4}),
     "class balance": plan_of(ROUNDS, selection="class_balance"),
     "oort": plan_of(ROUNDS, selection="oort"),
@@ -131,19 +134,26 @@ def test_a_version_is_what_the_coordinator_makes_of_what_phones_upload(name):
     phones, plan = ByHand(model), model.plan
     start = Version(0, phones.program.init(plan.seed), plan.server_optimizer.init(67))
     again = Coordinator("model-0", phones.program.manifest.to_layout(), plan, start, round_=0, opened_at=0.0)
-    versions = {0: start.parameters}
+    bases = {0: base_of(start, plan)}
     for verb, (*what, now) in calls:
         if verb == "submit":
             work = what[0].assignment
-            update, residual = phones.update(what[0], versions[work.version])
+            update, residual = phones.update(what[0], bases[work.version])
             if isinstance(again.submit(update, now), Counted):
                 phones.residuals[work.device_id] = residual
         else:
             getattr(again, verb)(*what, now)
-        versions[again.version.number] = again.version.parameters
+        if again.version.number not in bases:
+            bases[again.version.number] = base_of(again.version, plan)
     assert sum(verb == "submit" for verb, _ in calls) > plan.stopping.versions
     assert again.version.number == plan.stopping.versions
     assert np.array_equal(again.version.parameters, trainee.coordinator.version.parameters)
+
+
+def base_of(version, plan):
+    """Return what phones train from. The program is so small that a step is no smaller than a form in full."""
+    made = public_form(MemoryStore(), "app/m", version, plan, None)
+    return version.parameters if made is None else decode_vector(next(iter(made.files.values())), "parameters", 67)
 
 
 def test_a_phone_of_top_k_comes_back_to_what_it_left_out():
