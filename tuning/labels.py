@@ -41,3 +41,9 @@ def titled(configuration: Mapping[str, Value]) -> str:
     if len(configuration) == 1:
         return short(next(iter(configuration.values())))
     return ", ".join(f"{names[name]} {short(value)}" for name, value in configuration.items())
+
+
+def time_unit(seconds: Sequence[float]) -> tuple[float, str]:
+    """Return the unit, in seconds, in which times of such length are told, and its name."""
+    longest = max(seconds, default=0.0)
+    return (1.0, "seconds") if longest < 600 else (60.0, "minutes") if longest < 7200 else (3600.0, "hours")

@@ -16,7 +16,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 
-from tuning.labels import leaves, short, titled
+from tuning.labels import leaves, short, time_unit, titled
 from tuning.records import Record, finished_of, front_of, ranked
 from tuning.space import Listed, LogUniform, Value
 from tuning.sweep import Sweep
@@ -124,7 +124,8 @@ def _parallel(records: Sequence[Record], sweep: Sweep, colours: dict[int, str]) 
 def _pareto(records: Sequence[Record], sweep: Sweep, colours: dict[int, str]) -> Any:
     figure, both = pyplot.subplots(1, 2, figsize=(WIDTH, 3.9), sharey=True)
     finished = finished_of(records)
-    kinds = (("bytes", 1e6, "MB down and up, all devices"), ("virtual_s", 3600.0, "hours of virtual time"))
+    unit_s, name = time_unit([record.last(sweep.metric)["virtual_s"] for record in finished])
+    kinds = (("bytes", 1e6, "MB down and up, all devices"), ("virtual_s", unit_s, f"{name} of virtual time"))
     for axes, (cost, unit, words) in zip(both, kinds, strict=True):
         for record in reversed(finished):
             _dot(axes, record, sweep.metric, (cost, unit), colours.get(record.number, GREY))

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from tuning.figures import Figures
-from tuning.labels import leaves, short
+from tuning.labels import leaves, short, time_unit
 from tuning.plots import METRICS
 from tuning.records import Record, best_of, front_of, ranked
 from tuning.space import Listed
@@ -16,13 +16,6 @@ from tuning.sweep import Sweep
 from tuning.tables import FRONT_COSTS
 
 TEMPLATE = Path(__file__).with_name("report.html")
-COSTS = (
-    ("rounds_to_target", 1.0, "rounds to target", ".1f"),
-    ("virtual_s_to_target", 3600.0, "hours to target", ".2f"),
-    ("bytes_to_target", 1e6, "MB to target", ".1f"),
-    ("device_s_to_target", 3600.0, "device-hours to target", ".2f"),
-    ("bytes", 1e6, "MB in all", ".1f"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,31 +106,40 @@ def _legend(sweep: Sweep, metric: str) -> str:
     )
 
 
+def _costs(records: Sequence[Record], sweep: Sweep) -> list[tuple[str, float, str]]:
+    """Return the columns of costs: figure, unit, and words."""
+    last = [record.last(sweep.metric) for record in records if record.reports]
+    columns = [("rounds_to_target", 1.0, "rounds to target")]
+    for name, words in (("virtual_s_to_target", "{} to target"), ("device_s_to_target", "device-{} to target")):
+        unit, unit_name = time_unit([figures[name] for figures in last if figures[name] is not None])
+        columns.append((name, unit, words.format(unit_name)))
+    return [*columns, ("bytes_to_target", 1e6, "MB to target"), ("bytes", 1e6, "MB in all")]
+
+
 def _table(records: Sequence[Record], sweep: Sweep, best: Record) -> str:
-    names = leaves(list(sweep.space))
-    heads = ["trial", *names.values(), METRICS[sweep.metric], *(words for _, _, words, _ in COSTS)]
+    names, costs = leaves(list(sweep.space)), _costs(records, sweep)
+    heads = ["trial", *names.values(), METRICS[sweep.metric], *(words for _, _, words in costs)]
     wordy = {number for number, name in enumerate(names, 1) if isinstance(sweep.space[name], Listed)}
     wordy |= {len(names) + 1, len(heads) + 1, len(heads) + 2}
     front = {record.number for record in front_of(records, sweep.metric, FRONT_COSTS)}
     lines = [_cells("th", [*heads, "versions", "front", ""], wordy, "")]
     for record in ranked(records, sweep.metric):
         kind = "best" if record is best else "" if record.status == "finished" else "out"
-        lines.append(
-            _cells("td", [*_row(record, sweep), "yes" if record.number in front else "", _end(record)], wordy, kind)
-        )
+        on_front = "yes" if record.number in front else ""
+        lines.append(_cells("td", [*_row(record, sweep, costs), on_front, _end(record)], wordy, kind))
     return f"<table>{''.join(lines)}</table>"
 
 
-def _row(record: Record, sweep: Sweep) -> list[str]:
+def _row(record: Record, sweep: Sweep, costs: Sequence[tuple[str, float, str]]) -> list[str]:
     row = [f"{record.number}", *(short(record.configuration[name]) for name in sweep.space)]
     if not record.reports:
-        return [*row, *([""] * (len(COSTS) + 2))]
+        return [*row, *([""] * (len(costs) + 2))]
     figures = record.last(sweep.metric)
     score = f"{figures[sweep.metric]:.3f}"
     if len(sweep.seeds) > 1:
         score += f" ({figures['lowest']:.3f} to {figures['highest']:.3f})"
-    costs = ["-" if figures[n] is None else format(figures[n] / unit, form) for n, unit, _, form in COSTS]
-    return [*row, score, *costs, f"{record.reports[-1][0]['version']}"]
+    told = ["-" if figures[name] is None else f"{figures[name] / unit:.1f}" for name, unit, _ in costs]
+    return [*row, score, *told, f"{record.reports[-1][0]['version']}"]
 
 
 def _end(record: Record) -> str:

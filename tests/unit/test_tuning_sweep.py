@@ -9,7 +9,7 @@ from tiny_program import tiny_program
 
 from flsys_ray.errors import InvalidInput
 from tuning.configurations import check, fixed_configurations, plan_of
-from tuning.labels import short, titled
+from tuning.labels import short, time_unit, titled
 from tuning.space import Choice, Grid, LogUniform, RandInt, Uniform, combinations, count, draw, meant
 from tuning.sweep import Sweep, parse_sweep
 
@@ -203,3 +203,8 @@ def test_a_configuration_is_told_in_a_line():
     assert titled({"selection": "oort"}) == "oort"
     assert titled({"local.epochs": 2, "server_optimizer.momentum": 0.5}) == "epochs 2, momentum 0.5"
     assert titled({"a.rate": 1, "b.rate": 2}) == "a.rate 1, b.rate 2"
+
+
+def test_times_are_told_in_a_unit_that_fits():
+    units = [time_unit(seconds)[1] for seconds in ([], [3.0, 599.0], [3.0, 600.0], [7200.0])]
+    assert units == ["seconds", "seconds", "minutes", "hours"]
