@@ -4,10 +4,11 @@ Users are in three parts. Test users are drawn with the sweep's seed: the same o
 that seed. Of the others, each seed of the sweep draws its own validation users, on which configurations are compared.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from flsys_ray.data.dataset import Dataset, dataset_at, open_dataset
@@ -17,7 +18,7 @@ from flsys_ray.errors import DataInvalid
 from flsys_ray.programs.manifest import read_manifest, read_tokenizer
 from flsys_ray.simulation.engine import Simulation, Terms
 from flsys_ray.simulation.executors import InlineExecutor
-from flsys_ray.simulation.experiment import Experiment, Network, builtin, fleet_for, prepare
+from flsys_ray.simulation.experiment import Experiment, Network, build_builtin, builtin, fleet_for, prepare
 from flsys_ray.simulation.population import HELD_OUT_USERS
 from flsys_ray.simulation.traces import Traces, read_traces
 from tuning.configurations import plan_of
@@ -26,6 +27,7 @@ from tuning.space import Configuration, Value
 from tuning.sweep import Sweep
 
 LEAST_USERS = 3
+PROGRAM = "program.tflite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +119,23 @@ class Stage:
         return Simulation(models, traces, executor, terms), executor
 
 
-def stage_of(sweep: Sweep, dataset: Dataset, configurations: Sequence[Configuration] | None) -> Stage:
-    """Compile the model that the sweep names, and read what trials share."""
-    network = builtin(str(sweep.builtin))
+def stage_of(sweep: Sweep, dataset: Dataset, configurations: Sequence[Configuration] | None, folder: Path) -> Stage:
+    """Read what trials share. The model that the sweep names is compiled once, and kept in the sweep's folder."""
+    network = _network(str(sweep.builtin), folder / PROGRAM)
     fitted = dataset.fit(read_manifest(network.program).classes, read_tokenizer(network.program))
     traces = None if sweep.traces is None else read_traces(sweep.traces)
     return Stage(sweep, network, fitted.users, traces, configurations)
+
+
+def _network(name: str, kept: Path) -> Network:
+    if kept.is_file():
+        program = kept.read_bytes()
+        return Network(name, program, partial(build_builtin, name, read_manifest(program).classes))
+    network = builtin(name)
+    part = kept.with_name(f"{kept.name}.part")
+    part.write_bytes(network.program)
+    os.replace(part, kept)
+    return network
 
 
 @cache

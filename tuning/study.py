@@ -1,7 +1,8 @@
 """A sweep in a folder, from the YAML file to the best plan.
 
-The folder gets `sweep.json` (the sweep, every default written out), `tune/` (Ray Tune's own: trials and checkpoints),
-`trials.parquet`, `curves.parquet`, `best_plan.yaml`, three pictures, `report.html`, and last of all `summary.json`.
+The folder gets `sweep.json` (the sweep, every default written out), `program.tflite`, `tune/` (Ray Tune's own: trials
+and checkpoints), `trials.parquet`, `curves.parquet`, `best_plan.yaml`, three pictures, `report.html`, and last of all
+`summary.json`.
 """
 
 import json
@@ -38,7 +39,7 @@ def run_sweep(sweep: Sweep, out: Path, workers: int) -> dict[str, Any]:
     kept = out / "summary.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
-    stage = stage_of(sweep, dataset, configurations)
+    stage = stage_of(sweep, dataset, configurations, out)
     check(sweep, configurations or (), stage.network.program)
     from tuning.tuner import cluster, run_trials, say, train_anew
 
