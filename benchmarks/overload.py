@@ -1,20 +1,23 @@
 """Ten times what the cloud can take, over real HTTP: nothing that was accepted is lost, the rest is told when to come.
 
-    python benchmarks/overload.py [--seconds 120] [--times 10] [--json]
+    python benchmarks/overload.py [--seconds 120] [--times 10] [--expect] [--json]
 
 First the capacity is measured: uploads (842 kB) a second of eight phones that never wait. Then phones arrive at `times`
-that rate, each with its own connection, whether or not the ones before were answered: each checks in, and uploads if it
-is given work. A refused phone does not wait to come back, as if it were another: the rate of arrivals is what is fixed.
+that rate, each with its own connections, whether or not the ones before were answered: each checks in, and uploads if
+it is given work. A refused phone does not wait to come back, as if it were another: the rate of arrivals is what is
+fixed. The model commits a version every 1,000 updates. `crowd.py` is the phones, in one process beside the cloud.
 
-Printed: accepted uploads that are lost (answered 200, and neither in a version's manifest nor an object of the open
-round: must be 0), the share of calls that was refused and the share of those with `Retry-After`, p50 and p99 of
-accepted calls, and the resident memory of the cloud's processes after a quarter of the time and at the end.
+Printed: accepted uploads that are lost (answered 200, and in no version after 1,000 further uploads: must be 0), the
+share of calls that was refused and the share of those with `Retry-After`, p50 and p99 of calls, the resident memory of
+the cloud's processes over time, the cores that each side used, and by how much the crowd itself was late: what it could
+not send in time was no load.
 """
 
 import argparse
-import asyncio
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -22,94 +25,56 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ingest import check_in, free_port, installation, prepare, upload
+from ingest import check_in, free_port, upload
 from load import MODEL, Request, burst, program
 
+from flsys_ray.cloud.credentials import Credentials, Device
+from flsys_ray.core.plan import parse_plan
+from flsys_ray.developer import DeveloperClient
+from flsys_ray.storage.uri import open_store
+from flsys_ray.wire.developer_schemas import Quotas
 from flsys_ray.wire.tensors import encode_update
 
-PROBE = 200
+PROBE = 400
+LOOK_S = 1.0
+PLAN = {
+    "pacing": {"name": "buffered", "buffer": 1000, "concurrency": 40_000, "deadline_s": 30, "max_staleness": 20},
+    "selection": "first_come",
+    "limits": {"max_examples": 1000},
+}
+PROCESSES = ("ServeReplica", "ModelActor")
 
 
 @dataclass
-class Told:
-    """What the cloud answered."""
+class Watch:
+    """Memory in MiB and processor time of the cloud's processes, a look a second."""
 
-    statuses: dict[int, int] = field(default_factory=dict)
-    latencies_s: dict[str, list[float]] = field(default_factory=lambda: {"check-in": [], "upload": []})
-    counted: list[str] = field(default_factory=list)
-    with_retry_after: int = 0
-    refused: int = 0
-    broken: int = 0
+    rss_mib: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROCESSES})
+    cpu_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROCESSES})
 
+    def look(self) -> None:
+        """Note both."""
+        for name, pid in cloud_processes().items():
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            self.rss_mib[name].append(int(stat[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+            self.cpu_s[name].append((int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"))
 
-async def send(port: int, request: Request, told: Told, kind: str) -> tuple[int, bytes]:
-    """Send one request over a connection of its own, and note the answer."""
-    begun = time.perf_counter()
-    writer = None
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request.raw)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        status = int(head.split()[1])
-        length = int(head.partition("content-length:")[2].split()[0])
-        body = await reader.readexactly(length)
-    except (OSError, asyncio.IncompleteReadError):
-        told.broken += 1
-        return 0, b""
-    finally:
-        if writer is not None:
-            writer.transport.abort()
-    told.statuses[status] = told.statuses.get(status, 0) + 1
-    if status in (503, 429):
-        told.refused += 1
-        told.with_retry_after += "\r\nretry-after:" in head
-    elif status == 200:
-        told.latencies_s[kind].append(time.perf_counter() - begun)
-    return status, body
+    def report(self, took_s: float) -> dict[str, Any]:
+        """Return memory at quarters of the time and the most of it, and the cores used."""
+        quarters = {
+            name: [round(seen[min(len(seen) - 1, len(seen) * quarter // 4)]) for quarter in range(5)]
+            for name, seen in self.rss_mib.items()
+        }
+        return {
+            "rss_mib_by_quarters": quarters,
+            "rss_mib_most": {name: round(max(seen)) for name, seen in self.rss_mib.items()},
+            "cores": {name: round((seen[-1] - seen[0]) / took_s, 2) for name, seen in self.cpu_s.items()},
+        }
 
 
-async def phone(port: int, token: str, body: bytes, told: Told) -> None:
-    """Check in, and upload if there is work."""
-    status, reply = await send(port, check_in(token), told, "check-in")
-    if status != 200 or not json.loads(reply)["assignments"]:
-        return
-    status, _ = await send(port, upload(token, reply, body), told, "upload")
-    if status == 200:
-        told.counted.append(json.loads(reply)["assignments"][0]["assignment_id"])
-
-
-async def arrive(port: int, tokens: list[str], body: bytes, per_s: float, watch: "Memory") -> Told:
-    """Have a phone arrive every `1 / per_s` seconds."""
-    told, phones, begun = Told(), set[asyncio.Task[None]](), time.perf_counter()
-    for number, token in enumerate(tokens):
-        await asyncio.sleep(max(0.0, begun + number / per_s - time.perf_counter()))
-        task = asyncio.ensure_future(phone(port, token, body, told))
-        phones.add(task)
-        task.add_done_callback(phones.discard)
-        watch.look(number / len(tokens))
-    await asyncio.gather(*phones)
-    watch.look(1.0)
-    return told
-
-
-@dataclass
-class Memory:
-    """Resident memory of the cloud's processes, in MiB, at a quarter of the time and at the end."""
-
-    seen: dict[str, list[float]] = field(default_factory=dict)
-    due: list[float] = field(default_factory=lambda: [0.25, 1.0])
-
-    def look(self, share: float) -> None:
-        """Note it if it is time."""
-        if self.due and share >= self.due[0]:
-            self.due.pop(0)
-            for name, mib in resident().items():
-                self.seen.setdefault(name, []).append(mib)
-
-
-def resident() -> dict[str, float]:
-    """Return the resident memory of the replica and of the model's actor that live below this process."""
-    found, parents, names = {}, {}, {}
+def cloud_processes() -> dict[str, int]:
+    """Return the pids of the replica and of the model's actor that live below this process."""
+    parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -119,80 +84,52 @@ def resident() -> dict[str, float]:
     family = [os.getpid()]
     for pid in family:
         family += [child for child, parent in parents.items() if parent == pid]
-    for pid in family:
-        for name in ("ServeReplica", "ModelActor"):
-            if name in names.get(pid, ""):
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                found[name] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return {name: pid for pid in family for name in PROCESSES if name in names.get(pid, "")}
+
+
+def flush(port: int, tokens: list[str], body: bytes) -> None:
+    """Upload as many updates as a version takes: what was counted before is then in a version."""
+    for token in tokens:
+        reply = until_taken(port, check_in(token))
+        until_taken(port, upload(token, reply, body))
+
+
+def until_taken(port: int, request: Request) -> bytes:
+    """Send a request until it is not refused any more, and return the answer."""
+    for _ in range(20):
+        measured = burst(port, [request], 1)
+        if measured.statuses == {200: 1}:
+            return measured.bodies[0]
+        assert set(measured.statuses) == {503}, measured
+        time.sleep(1.0)
+    raise AssertionError("the cloud is still busy")
+
+
+def in_versions(store: Path) -> dict[str, int]:
+    """Return in how many versions each assignment's update is."""
+    found: dict[str, int] = {}
+    for manifest in store.rglob("versions/*.json"):
+        for line in json.loads(manifest.read_text())["updates"]:
+            found[line["assignment_id"]] = found.get(line["assignment_id"], 0) + 1
     return found
 
 
-def lost(store: Path, counted: list[str]) -> int:
-    """Return how many acknowledged uploads are neither in a manifest nor an object of a round."""
-    held: set[str] = set()
-    for manifest in store.rglob("versions/*.json"):
-        held.update(line["assignment_id"] for line in json.loads(manifest.read_text())["updates"])
-    newest = max((path.parent.parent.name for path in store.rglob("rounds/*/updates/*")), default="")
-    for path in store.rglob(f"rounds/{newest}/updates/*"):
-        if path.stat().st_size:
-            held.add(path.name.partition(".")[0])
-    return len(set(counted) - held)
+def prepare(url: str, data: bytes) -> None:
+    """Register an app without quotas that bind, and start a model."""
+    quotas = Quotas(stored_bytes=2**50, checkins_per_min=10**8, upload_bytes_per_min=2**45)
+    with DeveloperClient(url, "operator") as operator:
+        app_key = operator.create_app("load", quotas).key
+    with DeveloperClient(url, app_key) as developer:
+        developer.put_model(MODEL, parse_plan(PLAN))
+        developer.put_program(MODEL, data)
+        developer.act(MODEL, "start")
 
 
-def percentile_ms(latencies_s: list[float], percent: float) -> float:
-    return round(1000 * float(np.percentile(latencies_s, percent)), 1) if latencies_s else float("nan")
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--seconds", type=float, default=120.0)
-    arguments.add_argument("--times", type=float, default=10.0)
-    arguments.add_argument("--json", action="store_true")
-    given = arguments.parse_args()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    from serve_apps.up import Place, cloud
-
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        data, parameters = program(folder)
-        body = encode_update(np.full(parameters, 0.01, np.float32), 10, 1.0)
-        with cloud(Place(store=str(folder / "store"), port=port), "operator") as url:
-            app_key = prepare(url, data, 90_000)
-            capacity = measure(port, enrolled(port, app_key, PROBE, 0), body)
-            per_s = given.times * capacity
-            devices = enrolled(port, app_key, int(3 * capacity * given.seconds), PROBE)
-            tokens = [devices[number % len(devices)] for number in range(int(per_s * given.seconds))]
-            watch = Memory()
-            told = asyncio.run(arrive(port, tokens, body, per_s, watch))
-            calls = sum(told.statuses.values()) + told.broken
-            report: dict[str, Any] = {
-                "capacity_uploads_per_s": round(capacity, 1),
-                "phones_per_s": round(per_s, 1),
-                "calls": calls,
-                "statuses": told.statuses,
-                "broken_connections": told.broken,
-                "uploads_acknowledged": len(told.counted),
-                "uploads_lost": lost(folder / "store" / "models", told.counted),
-                "refused_share": round(told.refused / calls, 3),
-                "refusals_with_retry_after": told.with_retry_after / told.refused if told.refused else None,
-                "check_in_p50_ms": percentile_ms(told.latencies_s["check-in"], 50),
-                "check_in_p99_ms": percentile_ms(told.latencies_s["check-in"], 99),
-                "upload_p50_ms": percentile_ms(told.latencies_s["upload"], 50),
-                "upload_p99_ms": percentile_ms(told.latencies_s["upload"], 99),
-                "rss_mib": {process: [round(mib) for mib in seen] for process, seen in watch.seen.items()},
-            }
-    if given.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for key, value in report.items():
-            print(f"{key:28} {value}")
-
-
-def enrolled(port: int, app_key: str, count: int, first: int) -> list[str]:
-    """Enrol devices and return their tokens."""
-    headers = {"Authorization": f"Bearer {app_key}", "Content-Type": "application/json"}
-    requests = [Request.of("POST", "/v1/devices", headers, installation(first + n)) for n in range(count)]
-    return [json.loads(body)["token"] for body in burst(port, requests, 16).bodies]
+def enrolled(store: str, count: int, first: int) -> list[str]:
+    """Return the tokens of devices, as an enrolment makes them, without the calls for it."""
+    credentials, now = Credentials(open_store(store)), time.time()
+    devices = (Device(credentials.device_id("load", f"phone-{first + n}"), "load", born=now) for n in range(count))
+    return [credentials.device_token(device, now).token for device in devices]
 
 
 def measure(port: int, tokens: list[str], body: bytes) -> float:
@@ -202,6 +139,82 @@ def measure(port: int, tokens: list[str], body: bytes) -> float:
     measured = burst(port, uploads, 8)
     assert measured.statuses == {200: len(tokens)}, (MODEL, measured.statuses)
     return measured.per_s
+
+
+def crowd(folder: Path, port: int, per_s: float, given: argparse.Namespace) -> tuple[dict[str, Any], Watch]:
+    """Run the crowd, and watch the cloud meanwhile."""
+    command = [sys.executable, str(Path(__file__).with_name("crowd.py")), str(port)]
+    command += [str(folder / "tokens"), str(folder / "body"), str(per_s)]
+    process = subprocess.Popen(command + ["--expect"] * given.expect, stdout=subprocess.PIPE, start_new_session=True)
+    watch, seen = Watch(), None
+    while seen is None:
+        watch.look()
+        try:
+            seen, _ = process.communicate(timeout=LOOK_S)
+        except subprocess.TimeoutExpired:
+            continue
+    return json.loads(seen), watch
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seconds", type=float, default=120.0)
+    arguments.add_argument("--times", type=float, default=10.0)
+    arguments.add_argument("--expect", action="store_true", help="phones ask before they send: `Expect: 100-continue`")
+    arguments.add_argument("--json", action="store_true")
+    given = arguments.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    from serve_apps.up import Place, cloud
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        store = str(folder / "store")
+        data, parameters = program(folder)
+        body = encode_update(np.full(parameters, 0.01, np.float32), 10, 1.0)
+        (folder / "body").write_bytes(body)
+        with cloud(Place(store=store, port=port), "operator") as url:
+            prepare(url, data)
+            capacity = measure(port, enrolled(store, PROBE, 0), body)
+            per_s = given.times * capacity
+            (folder / "tokens").write_text("\n".join(enrolled(store, int(per_s * given.seconds), PROBE)))
+            told, watch = crowd(folder, port, per_s, given)
+            flush(port, enrolled(store, 1000, PROBE + int(per_s * given.seconds)), body)
+        counted, found = told.pop("counted"), in_versions(folder / "store" / "models")
+        report = summary(capacity, given, told, watch)
+        report |= {
+            "uploads_acknowledged": len(counted),
+            "uploads_lost": sum(found.get(assignment, 0) == 0 for assignment in counted),
+            "uploads_counted_twice": sum(times > 1 for times in found.values()),
+        }
+    if given.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for key, value in report.items():
+            print(f"{key:28} {value}")
+
+
+def summary(capacity: float, given: argparse.Namespace, told: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """Return what to print but for what was lost."""
+    calls = sum(sum(seen.values()) for seen in told["statuses"].values()) + sum(told["errors"].values())
+    return {
+        "capacity_uploads_per_s": round(capacity, 1),
+        "phones_per_s": round(told["phones_per_s"], 1),
+        "times_the_capacity": round(told["phones_per_s"] / capacity, 1),
+        "took_s": round(told["took_s"], 1),
+        "statuses": told["statuses"],
+        "without_an_answer": told["errors"],
+        "uploads_counted_per_s": round(told["statuses"]["upload"].get("200", 0) / told["took_s"], 1),
+        "refused_share": round(told["refused"] / calls, 3),
+        "refusals_with_retry_after": told["refused_with_retry_after"] / told["refused"] if told["refused"] else None,
+        "check_in_ms": told["check_in_ms"],
+        "upload_ms": told["upload_ms"],
+        "refused_ms": told["refused_ms"],
+        "crowd_was_late_ms": told["late_ms"],
+        "crowd_cores": round(told["cpu_s"] / told["took_s"], 2),
+        "crowd_sent_mb_per_s": round(told["sent_mb"] / told["took_s"], 1),
+        "load_average": os.getloadavg()[0],
+        **watch.report(told["took_s"]),
+    }
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve_apps.door import Door, Keeper
+
 HEAD_S = 30.0
 MAX_CONNECTIONS = 16_384
-BACKLOG = 2_048
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -83,7 +84,26 @@ class PromptProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process that it lives in."""
+    """Has a door of its own, and leaves signals to the process that it lives in."""
+
+    def __init__(self, config: uvicorn.Config, listening: socket.socket, keeper: Keeper | None) -> None:
+        super().__init__(config)
+        self._listening = listening
+        self._keeper = keeper
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the door."""
+        self.servers = []
+        self._door = Door(self._listening, self._protocol, self._keeper)
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door, and wait for the requests that are under way."""
+        self._door.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> PromptProtocol:
+        return PromptProtocol(self.config, self.server_state, {})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -102,14 +122,13 @@ def listening(address: Address) -> Callable[[FastAPI], contextlib.AbstractAsyncC
             ws="none",
             lifespan="off",
             loop="none",
-            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             timeout_keep_alive=int(HEAD_S),
             timeout_graceful_shutdown=int(HEAD_S),
         )
-        server = _Server(config)
-        serving = asyncio.ensure_future(server.serve(sockets=[address.socket()]))
+        server = _Server(config, address.socket(), getattr(app, "short_way", None))
+        serving = asyncio.ensure_future(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         try:

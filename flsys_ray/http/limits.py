@@ -87,5 +87,9 @@ async def read_body(request: Request, max_bytes: int, came: Callable[[int], None
 
 def declared_bytes(request: Request) -> int:
     """Return the length that a request says its body has, 0 if it says none."""
-    declared = request.headers.get("content-length", "")
+    return length_of(request.headers.get("content-length", ""))
+
+
+def length_of(declared: str) -> int:
+    """Return what a `Content-Length` says, 0 if that is no number."""
     return int(declared) if declared.isascii() and declared.isdigit() else 0

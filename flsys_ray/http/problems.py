@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457): one table, from the error tree to the answer."""
 
+import json
 import logging
 import math
 
@@ -7,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope, Send
 
 from flsys_ray.cloud.meter import NO_METER, REFUSALS, Meter
 from flsys_ray.core.plan import parse_plan
@@ -44,6 +46,45 @@ async def answer(request: Request, error: Exception) -> Response:
     if isinstance(error, FlsysError):
         return await _flsys_error(request, error)
     return await (_http_error if isinstance(error, HTTPException) else _bug)(request, error)
+
+
+async def send_refusal(scope: Scope, send: Send, error: TryLater) -> None:
+    """Send the problem document of a refusal, as `answer` does, at a tenth of the time.
+
+    A caller that waits for "100 Continue" may send its body all the same, or not: the connection ends.
+    """
+    headers, body = _refusal(scope["path"], error, scope.get(METER, NO_METER))
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def refusal_bytes(path: str, error: TryLater, meter: Meter) -> bytes:
+    """Return the whole HTTP response of a refusal, after which the connection ends."""
+    headers, body = _refusal(path, error, meter)
+    lines = [b"HTTP/1.1 %d Refused" % error.status, b"connection: close"]
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _refusal(path: str, error: TryLater, meter: Meter) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    meter.record(REFUSALS, 1, error.code)
+    document = {
+        "type": TYPE_BASE + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.message,
+        "instance": path,
+        "retry_after_s": error.retry_after_s,
+    }
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    headers = [
+        (b"retry-after", str(math.ceil(error.retry_after_s)).encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"content-type", PROBLEM.encode()),
+    ]
+    return headers, body
 
 
 async def _flsys_error(request: Request, error: Exception) -> Response:

@@ -4,6 +4,9 @@ FastAPI resolves dependencies, validates and serialises anew for each request: a
 check-in. What is here does the same for a request that is in order. Any other - a header that is missing, twice, or not
 as usual, a body that does not validate - is handed on to FastAPI with what was read of it, so that refusals are worded
 in one place. Both ways end in the same use cases and the same problem documents.
+
+When a replica is full it says so here, before it looks at anything but the kind of call and the length of its body: who
+calls, and what, is not known then. A refusal has to cost little, or refusing would be all that is done.
 """
 
 import re
@@ -15,17 +18,19 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flsys_ray.cloud.service import Cloud
-from flsys_ray.errors import FlsysError
+from flsys_ray.errors import FlsysError, TryLater
 from flsys_ray.http import problems
 from flsys_ray.http.admission import Admission, take_in
 from flsys_ray.http.callers import device_of
-from flsys_ray.http.limits import JSON_BYTES, read_body
+from flsys_ray.http.limits import JSON_BYTES, length_of, read_body
 from flsys_ray.wire.schemas import ASSIGNMENT_HEADER, CheckInRequest
 
 CHECK_INS = "/v1/checkins"
 UPDATE = re.compile(r"/v1/assignments/([0-9]{8}-[0-9a-f]{20}(?:-t[1-9][0-9]{0,5}|-e)?)/update")
+_CHECK_IN_BEGINS, _UPDATE_BEGINS = b"POST " + CHECK_INS.encode() + b" ", b"PUT /v1/assignments/"
 _BEARER = "Bearer "
-_AUTHORIZATION, _ASSIGNMENT, _TYPE = b"authorization", ASSIGNMENT_HEADER.lower().encode(), b"content-type"
+_AUTHORIZATION, _ASSIGNMENT = b"authorization", ASSIGNMENT_HEADER.lower().encode()
+_TYPE, _LENGTH = b"content-type", b"content-length"
 
 
 class ShortWay:
@@ -44,16 +49,48 @@ class ShortWay:
             return bool(scope["path"] == CHECK_INS)
         return scope["method"] == "PUT" and UPDATE.fullmatch(scope["path"]) is not None
 
+    @property
+    def strained(self) -> bool:
+        """Whether some of what it takes would be refused now."""
+        return self._admission.strained
+
+    def turned_away(self, begin: bytes) -> bytes | None:
+        """Return the answer to a request that begins so if it would be refused for what is in hand, None if not."""
+        try:
+            if begin.startswith(_CHECK_IN_BEGINS):
+                self._admission.check_room_for_check_in()
+            elif begin.startswith(_UPDATE_BEGINS):
+                self._admission.check_room(1)
+        except TryLater as full:
+            path = begin.split(b" ", 2)[1].decode("latin-1")
+            return problems.refusal_bytes(path, full, self._cloud.meter)
+        return None
+
+    def is_late(self, lag_s: float) -> None:
+        """Take note that the event loop is so late."""
+        self._admission.is_late(lag_s)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request that it `takes`."""
         scope[problems.METER] = self._cloud.meter
-        headers = _once(scope, (_AUTHORIZATION, _ASSIGNMENT, _TYPE))
+        headers = _once(scope, (_AUTHORIZATION, _ASSIGNMENT, _TYPE, _LENGTH))
+        try:
+            self._check_room(scope["method"], headers)
+        except TryLater as full:
+            await problems.send_refusal(scope, send, full)
+            return
         if headers is None or not headers[_AUTHORIZATION].startswith(_BEARER):
             await self._app(scope, receive, send)
         elif scope["method"] == "POST":
             await self._check_in(headers, scope, receive, send)
         else:
             await _answered(self._upload(headers, Request(scope, receive)), scope, receive, send)
+
+    def _check_room(self, method: str, headers: dict[bytes, str] | None) -> None:
+        if method == "POST":
+            self._admission.check_room_for_check_in()
+        elif headers is not None:
+            self._admission.check_room(length_of(headers[_LENGTH]))
 
     async def _check_in(self, headers: dict[bytes, str], scope: Scope, receive: Receive, send: Send) -> None:
         if headers[_TYPE].partition(";")[0].strip().lower() != "application/json":

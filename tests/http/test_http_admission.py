@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flsys_ray.errors import TryLater
 from flsys_ray.http import limits
-from flsys_ray.http.admission import WINDOW_S, Admission, Bounds
+from flsys_ray.http.admission import RESERVED_S, UPLOADS_FIRST_S, WINDOW_S, Admission, Bounds
 
 
 def bounded(world: World, **bounds: int) -> Admission:
@@ -199,6 +199,109 @@ async def settled(reached: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("never reached")
+
+
+def open_to(admission: Admission) -> tuple[bool, bool]:
+    """Return whether a check-in is taken in, and an upload of one byte."""
+    taken = []
+    for check in (admission.check_room_for_check_in, lambda: admission.check_room(1)):
+        try:
+            check()
+        except TryLater:
+            taken.append(False)
+        else:
+            taken.append(True)
+    return taken[0], taken[1]
+
+
+def test_a_loop_that_is_late_once_takes_everything_in_and_one_that_stays_late_does_not():
+    admission = Admission(Bounds(lag_s=0.2), Clock())
+    for lag_s, taken in [(9.0, True), (0.0, True), (0.3, True), (0.3, False), (0.1, True), (9.0, True), (9.0, False)]:
+        admission.is_late(lag_s)
+        assert open_to(admission)[0] is taken
+    assert open_to(admission) == (False, False)
+    admission.is_late(0.0)
+    assert admission.strained, "an upload was refused a moment ago"
+
+
+def test_no_work_is_given_out_while_its_uploads_are_refused():
+    clock = Clock()
+    admission = Admission(Bounds(uploads=2), clock)
+    with admission.upload(0), admission.upload(0):
+        assert open_to(admission) == (False, False)
+    assert open_to(admission) == (False, True)
+    clock.advance(UPLOADS_FIRST_S)
+    assert open_to(admission) == (True, True)
+
+
+def test_who_says_that_it_sends_very_much_keeps_nobody_else_out():
+    admission = Admission(Bounds(body_bytes=100), Clock())
+    with admission.body(50):
+        with pytest.raises(TryLater):
+            admission.check_room(10**12)
+        assert open_to(admission) == (True, True)
+
+
+def test_no_work_is_given_out_when_half_of_the_room_is_taken_by_whole_uploads():
+    admission = Admission(Bounds(body_bytes=100), Clock())
+    with admission.upload(50):
+        assert open_to(admission) == (True, True)
+        with admission.upload(1):
+            assert open_to(admission) == (False, True)
+
+
+def test_a_body_has_room_for_its_whole_length_at_first_and_a_slow_one_for_what_has_come():
+    clock = Clock()
+    admission = Admission(Bounds(body_bytes=100), clock)
+    with admission.body(80) as came:
+        came(10)
+        admission.check_room(20)
+        with pytest.raises(TryLater):
+            admission.check_room(21)
+        clock.advance(RESERVED_S)
+        admission.check_room(90)
+        with admission.body(90) as fast:
+            with pytest.raises(TryLater):
+                came(1)
+            fast(90)
+    assert admission.held_bytes == 0
+
+
+BODY_STEP = st.tuples(st.sampled_from(["begin", "come", "end", "wait"]), st.integers(0, 60), st.integers(0, 5))
+
+
+@given(steps=st.lists(BODY_STEP, max_size=60))
+def test_bytes_in_hand_are_within_the_bound_but_for_one_body_alone(steps):
+    clock = Clock()
+    admission = Admission(Bounds(body_bytes=100), clock, lambda: 0.5)
+    inside: list[tuple[Any, Any, list[int]]] = []
+    for step, size, which in steps:
+        body = inside[which % len(inside)] if inside else None
+        if step == "wait":
+            clock.advance(RESERVED_S / 2)
+        elif step == "begin":
+            try:
+                admission.check_room(size)
+            except TryLater:
+                continue
+            holding = admission.body(size)
+            inside.append((holding, holding.__enter__(), []))
+        elif step == "end" and body is not None:
+            inside.remove(body)
+            body[0].__exit__(None, None, None)
+        elif body is not None:
+            try:
+                body[1](size)
+            except TryLater:
+                continue
+            body[2].append(size)
+        held = [sum(came) for _, _, came in inside]
+        assert admission.held_bytes == sum(held)
+        assert sum(held) <= 100 or sum(held) - max(held) <= 0 or len(inside) > 1
+    for holding, _, _ in inside:
+        holding.__exit__(None, None, None)
+    assert admission.held_bytes == 0
+    admission.check_room(10**9)
 
 
 STEP = st.sampled_from(["come", "go", "wait"])
