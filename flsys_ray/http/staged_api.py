@@ -48,7 +48,7 @@ async def announce(
     cloud.staging.check(ticket, body)
     admission.check_room(size)
     await _admit(cloud, device)
-    with admission.body() as came, admission.upload():
+    with admission.body() as came, admission.upload(size):
         came(size)
         reply = await cloud.staging.take_in(ticket, body)
     if reply.duplicate:  # its address was counted; that it is read again is not
