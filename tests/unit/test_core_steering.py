@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flsys_ray.core.pacing.steering import BUSY_S, LONGEST_S, SOON_S, Steering, busy_retry_s
+from flsys_ray.core.pacing.base import RoundView
+from flsys_ray.core.pacing.buffered import Buffered
+from flsys_ray.core.pacing.deadline import Rounds
+from flsys_ray.core.pacing.steering import (
+    BUSY_S,
+    LONGEST_S,
+    SOON_S,
+    Steering,
+    busy_retry_s,
+    retry_after_s,
+    round_over_in_s,
+)
+from flsys_ray.core.types import Counters
 
 
 def test_all_at_once_come_back_one_after_the_other():
@@ -68,3 +80,20 @@ def test_a_fleet_that_is_too_large_for_the_longest_wait_is_spread_over_half_of_i
 def test_who_was_refused_comes_back_within_the_time_that_it_takes_to_serve_the_crowd(refused, served, longest):
     assert busy_retry_s(refused, served, 10.0, 0.0) == SOON_S
     assert busy_retry_s(refused, served, 10.0, 0.999) == pytest.approx(SOON_S + 0.999 * longest)
+
+
+def test_of_a_first_buffer_nothing_is_known_but_how_long_it_has_been_filling():
+    """Half of an assignment's deadline would be a long time for a phone to wait: a place may be free at any moment."""
+    pacing, started = Buffered(deadline_s=3600), 1000.0
+    now, waits = started, []
+    while now < started + 600:
+        waits.append(retry_after_s(round_over_in_s(pacing, RoundView(started, Counters(), now), None), 0.5))
+        now += waits[-1]
+    assert waits[0] == SOON_S
+    assert waits == sorted(waits)
+    assert len(waits) < 20, "the longer it takes, the seldomer they ask"
+    view = RoundView(started, Counters(), started + 100)
+    assert round_over_in_s(pacing, view, None) == 100
+    assert round_over_in_s(Buffered(deadline_s=60), view, None) == 60
+    assert round_over_in_s(pacing, view, 130.0) == 30, "once a buffer was filled, that is known"
+    assert round_over_in_s(Rounds(deadline_s=3600), view, None) == 3500, "a round ends at its deadline"

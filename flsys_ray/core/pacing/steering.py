@@ -18,8 +18,13 @@ Array = NDArray[np.float64]
 
 
 def round_over_in_s(pacing: Pacing, view: RoundView, last_duration_s: float | None) -> float:
-    """Return when the open round will probably be over: at its deadline, or as long as the last one took."""
+    """Return when the open round will probably be over: at its deadline, or as long as the last one took.
+
+    A buffer has no deadline. Of the first one nothing is known but how long it has been filling: as long again.
+    """
     left = pacing.deadline(view) - view.now
+    if last_duration_s is None and pacing.asynchronous:
+        return min(left, view.now - view.started_at)
     return left if last_duration_s is None else min(left, view.started_at + last_duration_s - view.now)
 
 
