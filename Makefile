@@ -48,6 +48,10 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/two_apps.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
+	$(BIN)/python benchmarks/s3.py
+	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/simulation_scale.py
+	$(BIN)/python benchmarks/simulation_scale.py --devices 1000000 --rounds 20
 
 results: $(VENV)/.dev ## Accuracy on real data: run what has no line yet, and write docs/results.md (FLSYS_DATA; some hours)
 	$(BIN)/python benchmarks/results/run.py

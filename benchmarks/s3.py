@@ -3,7 +3,8 @@
     python benchmarks/s3.py [--cohort 16] [--rounds 4] [--parameters 210438] [--json]
 
 A scripted session of one model on S3 (moto's server in this process: its speed means nothing, so no time is measured).
-Every HTTP request is counted as it is sent. The same calls of the store reach a folder.
+Every HTTP request of the cloud is counted as it is sent. The same calls of the store reach a folder. One update a round
+takes the way through the bucket: the phone's own PUT is beside the table.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
 import numpy as np
 from moto.server import ThreadedMotoServer
 
-from flsys_ray.cloud.credentials import Device
+from flsys_ray.cloud.credentials import Device, Ticket
 from flsys_ray.cloud.hosts import LocalHosts
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.core.plan import parse_plan
@@ -29,11 +31,13 @@ from flsys_ray.storage.base import put_same
 from flsys_ray.storage.s3 import S3Store, make_client
 from flsys_ray.storage.s3_place import parse_place
 from flsys_ray.wire.schemas import CheckInRequest, EvaluationRequest, ModelCandidacy
+from flsys_ray.wire.staged_schemas import StagedUpdate
 from flsys_ray.wire.tensors import encode_update
 
 BUCKET = "flsys-benchmark"
 OPERATIONS = {"PutObject": "PUT", "GetObject": "GET", "HeadObject": "HEAD", "ListObjectsV2": "LIST"}
-KINDS = ("PUT", "LIST", "GET", "HEAD")
+OPERATIONS |= {"DeleteObject": "DELETE"}
+KINDS = ("PUT", "LIST", "GET", "HEAD", "DELETE")
 
 
 @dataclass
@@ -66,7 +70,7 @@ def main() -> None:
     server.start()
     host, port = server.get_host_and_port()
     try:
-        counts = count(f"s3://{BUCKET}/bench?endpoint_url=http://{host}:{port}&region=us-east-1", given)
+        counts = count(f"s3://{BUCKET}/bench?endpoint_url=http://{host}:{port}&region=us-east-1&presigned=true", given)
     finally:
         server.stop()
     rows = {
@@ -119,7 +123,9 @@ def session(runner: asyncio.Runner, store: S3Store, counts: Counts, given: argpa
         assert not runner.run(cloud.check_in(Device("d-late", "acme"), wanted)).assignments
         counts.begin("evaluation")
         runner.run(cloud.evaluate(tickets[0], EvaluationRequest(loss_sum=1.5, correct=1, count=2)))
-        for ticket in tickets[:-1]:
+        counts.begin("update that was put into the bucket")
+        runner.run(staged(cloud, tickets[1], body))
+        for ticket in (tickets[0], *tickets[2:-1]):
             counts.begin("update counted")
             runner.run(cloud.updates.take_in(ticket, body))
         counts.begin("update counted again (a repeat)")
@@ -133,6 +139,14 @@ def session(runner: asyncio.Runner, store: S3Store, counts: Counts, given: argpa
     counts.begin("a new owner: one update in the open round")
     again = LocalHosts(store, lambda: 1_800_000_000.0)
     runner.run(again.model(model).info())
+
+
+async def staged(cloud: Cloud, ticket: Ticket, body: bytes) -> None:
+    """Do what a phone does: ask for an address, put the update there, announce it."""
+    said = StagedUpdate(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+    address = await cloud.staging.address(ticket, said)
+    httpx2.put(address.url, headers=address.headers, content=body).raise_for_status()
+    await cloud.staging.take_in(ticket, said)
 
 
 def program_of(parameters: int) -> bytes:

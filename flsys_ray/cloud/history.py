@@ -39,10 +39,10 @@ def was_counted(journal: Journal, assignment: Assignment) -> bool:
 
     Only the last rounds are searched: an answer that a device still waits for is not older.
     """
-    for entry in islice(journal.closed_backwards(), RECENT_ROUNDS):
-        if entry.head.round <= assignment.round:
+    for ended in islice(journal.ended_backwards(), RECENT_ROUNDS):
+        if ended.round_after <= assignment.round:
             return False
-        if any(line.assignment_id == assignment.assignment_id for line in entry.updates):
+        if assignment.assignment_id in ended.assignments:
             return True
     return False
 

@@ -8,7 +8,7 @@ fence: a round commits *by* its entry.
 
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,6 +33,7 @@ Kind = Literal[
     "restored",  # a round was given up, and a version made that has the numbers of an older one
     "promoted",
 ]
+KEPT, KEPT_IDS = 128, 20_000  # entries of which the assignments are remembered: a few megabytes at most
 ROUND_ENDS: tuple[Kind, ...] = ("closed", "restored")
 
 
@@ -105,6 +106,14 @@ class Entry(_Record):
     closed_before: int | None = None
 
 
+class Ended(NamedTuple):
+    """Of an entry: the round that was open after it, the assignments in its version, and where to look before it."""
+
+    round_after: int
+    assignments: frozenset[str]
+    before: int
+
+
 class Journal:
     """The log of one model, as seen by one owner. `owner` is new with each object: no two are ever the same."""
 
@@ -114,6 +123,7 @@ class Journal:
         self.owner = uuid.uuid4().hex
         self._next = 0
         self._closed: int | None = -1
+        self._ended: dict[int, Ended] = {}
 
     @property
     def next_entry(self) -> int:
@@ -191,9 +201,30 @@ class Journal:
                 yield entry
             seq = seq - 1 if entry.closed_before is None else entry.closed_before
 
+    def ended_backwards(self) -> Iterator[Ended]:
+        """Yield what is known of the entries that ended a round, newest first, and perhaps of others in between.
+
+        Entries never change: the ids of the last ones are remembered, and of these no object is read.
+        """
+        seq = self._next - 1 if self._closed is None else self._closed
+        while seq >= 0:
+            ended = self._ended.get(seq) or self._remember(self.entry(seq))
+            yield ended
+            seq = ended.before
+
+    def _remember(self, entry: Entry) -> Ended:
+        before = entry.seq - 1 if entry.closed_before is None else entry.closed_before
+        ended = Ended(entry.head.round, frozenset(line.assignment_id for line in entry.updates), before)
+        self._ended[entry.seq] = ended
+        while len(self._ended) > KEPT or sum(len(kept.assignments) for kept in self._ended.values()) > KEPT_IDS:
+            self._ended.pop(min(self._ended))
+        return ended
+
     def _go_behind(self, entry: Entry) -> None:
         self._next = entry.seq + 1
         self._closed = entry.seq if entry.kind in ROUND_ENDS else entry.closed_before
+        if entry.kind in ROUND_ENDS:
+            self._remember(entry)
 
     def _read(self, key: str) -> Entry:
         return Entry.model_validate_json(self.store.get(key).body)

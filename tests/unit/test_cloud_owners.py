@@ -365,3 +365,24 @@ def test_a_manifest_of_another_history_is_never_taken_for_this_ones(clock):
     with pytest.raises(StoreUnavailable, match="version 1 in the store is not the one that its log names"):
         DurableModel(mixed, MODEL, clock)
     assert DurableModel(store, MODEL, clock).info().version == 1
+
+
+def test_late_updates_of_old_rounds_make_an_owner_read_its_log_once():
+    """A phone that was away for twenty rounds, and repeats: an entry of the log never changes."""
+    view, clock = FaultyStore(MemoryStore()), Clock()
+    model = trained_model(view, clock)
+    lost = [model.check_in(f"d-{device}").outcome.assignment for device in "ab"]
+    for number in range(20):
+        clock.advance(61)
+        for device in DEVICES[:2]:
+            outcome = model.check_in(f"d-{device}{number}").outcome
+            assert isinstance(outcome, Offer)
+            upload(view, model, outcome.assignment, device)
+    again = DurableModel(view, MODEL, clock)
+    reads = []
+    for work in (*lost, *lost):
+        view.calls.clear()
+        assert isinstance(upload(view, again, work, "a"), Rejected)
+        reads.append(sum(verb == "get" and "/log/" in key for verb, key in view.calls))
+    assert reads[0] >= 20
+    assert set(reads[1:]) == {1}, "the fence alone"
