@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from flsys_ray.augmentation.base import augmented
 from flsys_ray.commands.evaluation import macro_f1
+from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.compression.memory import with_memory
 from flsys_ray.core.coordinator import Coordinator
 from flsys_ray.core.layout import Vector
@@ -49,6 +50,7 @@ from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.manifest import read_tokenizer
 from flsys_ray.programs.runner import Program
+from flsys_ray.wire.public_forms import form_after
 from flsys_ray.wire.tensors import encode_vector
 
 HELD_OUT = 0.2
@@ -205,7 +207,7 @@ def train(
     coordinator = Coordinator(model, program.manifest.to_layout(), plan, start, round_=1, opened_at=0.0)
     controls: dict[str, bytes] = {}
     residuals: dict[str, Vector] = {}
-    now, seen = 0.0, 0
+    now, seen, base = 0.0, 0, _base(plan, start, None)
     while seen < versions:
         for user in generator(plan.seed, "visits", coordinator.round).permutation(sorted(phones)):
             now += VISIT_S
@@ -213,7 +215,8 @@ def train(
                 break
             work = coordinator.check_in(str(user), now)
             if isinstance(work, Assignment):
-                update = _update(program, plan, coordinator.version, work, phones[str(user)], controls)
+                version = replace(coordinator.version, parameters=base)
+                update = _update(program, plan, version, work, phones[str(user)], controls)
                 update = _as_sent(program, plan, update, residuals)
                 coordinator.submit(update, now)
                 steps.append(update.num_steps)
@@ -221,8 +224,16 @@ def train(
             now += plan.pacing.deadline_s / 8 if hasattr(plan.pacing, "deadline_s") else 1.0
             coordinator.tick(now)
         if coordinator.version.number != seen:
-            seen = coordinator.version.number
+            seen, base = coordinator.version.number, _base(plan, coordinator.version, base)
             yield seen, coordinator.version.parameters
+
+
+def _base(plan: TrainingPlan, version: Version, before: Vector | None) -> Vector:
+    """Return what phones train from: a version, or its public form if the plan compresses downloads."""
+    if plan.download == FLOAT32:
+        return version.parameters
+    rng = generator(plan.seed, "download", version.number)
+    return form_after(version.parameters, before, plan.download, rng)[0]
 
 
 def _update(

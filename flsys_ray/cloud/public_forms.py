@@ -52,10 +52,8 @@ def public_form(
     if plan.download == FLOAT32:
         return None
     files, steps = dict[str, bytes](), tuple[PublicStep, ...]()
-    earlier, rng = (
-        _half_of(store, model, before, version.parameters.size),
-        generator(plan.seed, "download", version.number),
-    )
+    earlier = _half_of(store, model, before, version.parameters.size)
+    rng = generator(plan.seed, "download", version.number)
     public, step = form_after(version.parameters, earlier, plan.download, rng)
     if step is not None and before is not None:
         files[places.public(model, "step", sha256(step))] = step

@@ -187,6 +187,26 @@ def test_a_step_in_an_encoding_of_a_later_release_is_not_downloaded(tmp_path):
     assert cloud.models["har-wild"].outcomes() == ["counted"] * 2
 
 
+def test_a_phone_of_before_takes_the_file_in_full(tmp_path):
+    """It does not read the fields of smaller ways: as if they were not there."""
+    cloud = Publishing(rounds=2)
+    publish = cloud.publish
+
+    def publish_plainly() -> None:
+        publish()
+        public = cloud.models["har-wild"].public
+        for number, link in public.items():
+            public[number] = WeightsLink(url=link.url, sha256=link.sha256)
+
+    cloud.after = lambda request: publish_plainly()
+    publish_plainly()
+    with open_phone(tmp_path, cloud) as phone:
+        fill(phone)
+        live(phone, cloud)
+    assert cloud.ways() == ["full", "full"]
+    assert cloud.models["har-wild"].outcomes() == ["counted"] * 2
+
+
 def test_a_smaller_way_that_is_gone_is_no_trouble(tmp_path):
     cloud = Publishing(rounds=1)
     link = cloud.models["har-wild"].public[0]
