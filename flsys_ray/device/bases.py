@@ -4,7 +4,7 @@ From the parameters that it holds by steps, from half precision, or as it is: al
 is checked whichever it was. Whatever goes wrong with a smaller way, the next larger one is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,26 +46,20 @@ class Bases:
         self.fetch(link.url, link.sha256)
 
     def _by_steps(self, link: WeightsLink, size: int) -> Vector | None:
-        steps = self._from_what_is_here(link)
-        if not steps:
-            return None
-        here = self.files.path(steps[0].before)
-        if here is None:
-            return None
-        public = decode_vector(here.read_bytes(), "parameters", size)
-        for step in steps:
-            encoding, parts = decode_step(self._body(step), size)
-            public = stepped(public, encoding, parts)
-        return public
-
-    def _from_what_is_here(self, link: WeightsLink) -> list[StepLink]:
-        """Return the steps from the nearest parameters that this phone holds; none if it cannot go all of them."""
+        """Return where the steps from the nearest parameters on this phone lead, None if it cannot go all of them."""
         for first in range(len(link.steps) - 1, -1, -1):
             if not knows_encoding(link.steps[first].encoding):
-                return []
-            if self.files.path(link.steps[first].before) is not None:
-                return link.steps[first:]
-        return []
+                return None
+            here = self.files.path(link.steps[first].before)
+            if here is not None:
+                return self._along(decode_vector(here.read_bytes(), "parameters", size), link.steps[first:])
+        return None
+
+    def _along(self, public: Vector, steps: Sequence[StepLink]) -> Vector:
+        for step in steps:
+            encoding, parts = decode_step(self._body(step), public.size)
+            public = stepped(public, encoding, parts)
+        return public
 
     def _from_half(self, link: WeightsLink, size: int) -> Vector | None:
         return None if link.half is None else decode_half(self._body(link.half), size)
