@@ -135,6 +135,8 @@ def _experiments(plans: list[Path], data: list[str], builtins: list[str], given:
                 name=called,
             )
         )
+    if (given.shared or given.shared_part) and not any(one.plan.augmentation.share for one in found):
+        raise InvalidInput("a shared set, and augmentation.share is 0 in each plan: no device would take of it")
     return found
 
 

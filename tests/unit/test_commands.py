@@ -357,3 +357,11 @@ def test_a_command_ends_when_its_parent_closes_its_input(home: Path):
         assert child.poll() is None
         child.stdin.close()
         assert child.wait(30) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def test_a_simulation_refuses_a_shared_set_that_no_plan_takes_of(capfd, monkeypatch, tmp_path):
+    told(*SMALL)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{}")
+    words = ("simulate", str(plan), "--data", "synthetic-har", "--rounds", "1", "--shared-part", "0.1")
+    assert "augmentation.share is 0" in failed(capfd, monkeypatch, *words)
