@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve_apps.door import Door, Keeper
@@ -66,6 +67,16 @@ class PromptProtocol(HttpToolsProtocol):
         """A request's head is there: its body has a deadline of its own."""
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body came: the first that waits to be read is kept as it is, and not copied twice."""
+        if self.cycle.response_complete or self.cycle.body:
+            super().on_body(body)
+            return
+        self.cycle.body = body  # type: ignore[assignment] # it is only added to, and turned into bytes
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """The next one may come."""

@@ -7,6 +7,7 @@ limits that are known before the first update arrives, so that no sum can overfl
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class FixedPoint:
                 ("pacing", "limits.max_examples", "limits.max_abs_delta"),
             )
 
-    @property
+    @cached_property
     def fraction_bits(self) -> int:
         """b: values are multiples of 2**-b."""
         top = math.ceil(self.max_abs)

@@ -82,7 +82,7 @@ async def read_body(request: Request, max_bytes: int, came: Callable[[int], None
         raise TryLater(TOO_SLOW, SLOW_RETRY_S) from None
     except ClientDisconnect:  # an ordinary day of a phone, and no bug: nobody is there to read the answer
         raise InvalidInput("the connection ended before the body did") from None
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def declared_bytes(request: Request) -> int:

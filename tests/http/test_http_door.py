@@ -1,15 +1,17 @@
 """The door of a replica: it accepts all that wait, and turns away what would be refused, at once and in good order."""
 
 import asyncio
+import hashlib
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx2
 import pytest
 import uvloop
 from cloud_world import World
+from fastapi import FastAPI, Request
 
 from flsys_ray.http.admission import Bounds
 from flsys_ray.http.app import App
@@ -26,7 +28,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def served(app: App, play: Callable[[int], Awaitable[None]]) -> None:
+def served(app: FastAPI, play: Callable[[int], Awaitable[None]]) -> None:
     """Have an app listen, on the event loop that replicas have, while `play` goes on."""
 
     async def run() -> None:
@@ -119,6 +121,30 @@ def test_a_check_in_is_refused_before_the_app_sees_it_and_let_in_when_there_is_r
         await closed(writer)
 
     served(full, play)
+
+
+@pytest.mark.parametrize("pieces", [[b""], [b"x"], [bytes(70_000)] * 3, [b"ab", b"", bytes(3_000_000), b"c"]])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_comes_as_it_was_sent_whatever_its_pieces(pieces, chunked):
+    app = FastAPI()
+    whole = b"".join(pieces)
+
+    @app.put("/echo")
+    async def echo(request: Request) -> str:
+        await asyncio.sleep(0)  # the first pieces wait
+        return hashlib.sha256(await request.body()).hexdigest()
+
+    async def sent() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def play(port: int) -> None:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for _ in range(2):
+                reply = await client.put("/echo", content=sent() if chunked else whole)
+                assert reply.json() == hashlib.sha256(whole).hexdigest()
+
+    served(app, play)
 
 
 def test_all_that_wait_are_accepted_in_one_turn():
