@@ -30,6 +30,25 @@ def check_start(model: str, head: Head, plan: TrainingPlan) -> None:
         raise Conflict(f"{_lacking(model, plan)}, then start it")
 
 
+def check_program(model: str, head: Head, sha256: str) -> None:
+    """Raises `Conflict` if a model takes no other program any more, and this is another one."""
+    if head.program_sha256 == sha256:
+        return
+    if head.state == "archived":
+        raise Conflict(f"model {model!r} is archived: nothing changes it any more")
+    if head.version is not None:
+        raise Conflict(f"model {model!r} has started: its program cannot be changed any more")
+
+
+def program_of(model: str, head: Head) -> str:
+    """Return the hash of the program that a shared set has to fit. Raises `Conflict` if the model takes no set."""
+    if head.state == "archived":
+        raise Conflict(f"model {model!r} is archived: nothing changes it any more")
+    if head.program_sha256 is None:
+        raise Conflict(f"model {model!r} has no program, which its shared set must fit: put the program first")
+    return head.program_sha256
+
+
 def programmed(store: ObjectStore, model: str, head: Head, plan: TrainingPlan, sha256: str) -> Changes:
     """Return what another program changes. The shared set goes: it was made for the one before.
 
@@ -37,8 +56,7 @@ def programmed(store: ObjectStore, model: str, head: Head, plan: TrainingPlan, s
     """
     if head.program_sha256 == sha256:
         return NOTHING
-    if head.version is not None:
-        raise Conflict(f"model {model!r} has started: its program cannot be changed any more")
+    check_program(model, head, sha256)
     check_fit(plan, load_program(store, model, sha256))
     size = store.get(places.program(model, sha256), 0, 0).size
     without_set = {"shared_sha256": None, "round_shared_sha256": None}

@@ -12,6 +12,7 @@ from typing import TypeVar
 from flsys_ray.cloud import places
 from flsys_ray.cloud.access import Access
 from flsys_ray.cloud.apps import AppRecords
+from flsys_ray.cloud.changes import check_program, program_of
 from flsys_ray.cloud.checkins import CheckIns, Terms
 from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.credentials import Credentials, Device, Ticket
@@ -180,7 +181,9 @@ class Cloud:
         await asyncio.to_thread(_check_program, program)
         digest = sha256(program)
         self.standings.forget(found)
-        if self.standings.read(found).head.program_sha256 != digest:
+        head = self.standings.read(found).head
+        check_program(found, head, digest)
+        if head.program_sha256 != digest:
             await asyncio.to_thread(self.quotas.admit_bytes, app_id, len(program))
         put_same(self.store, places.program(found, digest), program)
         handle = self.hosts.model(found)
@@ -193,16 +196,15 @@ class Cloud:
         found = self.find(app_id, model)
         self.standings.forget(found)
         head = (await asyncio.to_thread(self.standings.read, found)).head
-        if head.program_sha256 is None:
-            raise Conflict(f"model {model!r} has no program, which its shared set must fit: put the program first")
-        fits = self.manifest(found, head.program_sha256)
+        program_sha256 = program_of(found, head)
+        fits = self.manifest(found, program_sha256)
         await asyncio.to_thread(decode_shared_set, body, InputForm(fits.input_shape, fits.input_dtype, fits.classes))
         digest = sha256(body)
         if head.shared_sha256 != digest:
             await asyncio.to_thread(self.quotas.admit_bytes, app_id, len(body))
         await asyncio.to_thread(put_same, self.store, places.shared(found, digest), body)
         handle = self.hosts.model(found)
-        await handle.put_shared(digest, head.program_sha256)
+        await handle.put_shared(digest, program_sha256)
         self.standings.forget(found)
         return await handle.info()
 

@@ -7,6 +7,7 @@ import pytest
 from cloud_fakes import START
 from cloud_world import OPERATOR_KEY, PAIR, World, bearer, problem
 from served import served
+from test_http_session import other_program
 from tiny_program import CLASSES
 
 import flsys_ray
@@ -143,6 +144,14 @@ def test_an_archived_model_takes_none(world: World, key: str):
     world.put_program(key)
     world.act(key, "archive")
     problem(put_set(world, key), 409, "conflict")
+    assert not [*world.store.list("models/acme/tiny/augmentation/")]  # where no quota would count it
+
+
+def test_a_program_that_a_model_does_not_take_is_not_stored(world: World, key: str):
+    training(world, key, PAIR)
+    stored = [*world.store.list("models/acme/tiny/programs/")]
+    problem(world.put_program(key, program=other_program()), 409, "conflict")
+    assert [*world.store.list("models/acme/tiny/programs/")] == stored
 
 
 # Phones ------------------------------------------------------------------------------------------------------------
