@@ -63,26 +63,34 @@ def main() -> None:
             f"{what:12}{row['cloud_per_s']:10.0f}{row['bare_per_s']:10.0f}{row['ratio']:8.2f}"
             f"{row['cloud_p50_ms']:9.1f}{row['cloud_p99_ms']:9.1f}{row['cloud_cpu_us']:9.0f}{row['bare_cpu_us']:9.0f}"
         )
+    for what, row in report.items():
+        print(f"{what}, us of a core: " + ", ".join(f"{who} {us}" for who, us in row["cloud_cpu_us_by"].items()))
     print("upload, ms of one core: " + ", ".join(f"{stage} {took:.2f}" for stage, took in stages.items()))
 
 
 @dataclass(frozen=True)
 class Costed:
-    """A burst, and the processor's microseconds a request of all processes that served it, the client's left out."""
+    """A burst, and the processor's microseconds a request of the processes that served it, the client's left out."""
 
     burst: Measured
-    cpu_us: float
+    cpu_us_by: dict[str, float]
+
+    @property
+    def cpu_us(self) -> float:
+        """Of all of them."""
+        return sum(self.cpu_us_by.values())
 
 
 def costed(root: int, port: int, requests: list[Request], connections: int) -> Costed:
     """Measure a burst that the processes below `root` serve."""
     before = cpu_s(root)
     measured = burst(port, requests, connections)
-    return Costed(measured, 1e6 * (cpu_s(root) - before) / len(requests))
+    after = cpu_s(root)
+    return Costed(measured, {who: 1e6 * (after[who] - before.get(who, 0.0)) / len(requests) for who in after})
 
 
-def cpu_s(root: int) -> float:
-    """Return the processor time of a process and all below it, but this one's own."""
+def cpu_s(root: int) -> dict[str, float]:
+    """Return the processor time of a process and all below it, but this one's own: replica, owner, and the rest."""
     parents, used = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -94,13 +102,27 @@ def cpu_s(root: int) -> float:
     family = [root]
     for pid in family:
         family += [child for child, parent in parents.items() if parent == pid]
-    return sum(used.get(pid, 0.0) for pid in family if pid != os.getpid())
+    found: dict[str, float] = {}
+    for pid in family:
+        if pid != os.getpid() and pid in used:
+            found[role(pid)] = found.get(role(pid), 0.0) + used[pid]
+    return found
+
+
+def role(pid: int) -> str:
+    """Return what a process of the cloud does: `replica`, `owner` (the model's actor), or `rest`."""
+    try:
+        name = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "rest"
+    return "replica" if b"ServeReplica" in name else "owner" if b"ModelActor" in name else "rest"
 
 
 def describe(mine: Costed, peers: Costed) -> dict[str, Any]:
     ours, theirs = mine.burst, peers.burst
     return {
         "cloud_cpu_us": round(mine.cpu_us),
+        "cloud_cpu_us_by": {who: round(us) for who, us in sorted(mine.cpu_us_by.items())},
         "bare_cpu_us": round(peers.cpu_us),
         "cloud_per_s": round(ours.per_s, 1),
         "bare_per_s": round(theirs.per_s, 1),
