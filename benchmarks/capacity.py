@@ -1,9 +1,10 @@
 """How much of everything a fleet needs, up to ten million phones: arithmetic on measured figures and list prices.
 
-    python benchmarks/capacity.py [--check-ins-per-core 96] [--uploads-per-core 41] [--json] ...
+    python benchmarks/capacity.py [--check-ins-per-core 1515] [--uploads-per-core 167] [--json] ...
 
-Every figure is an option. The two rates are those of `benchmarks/ingest.py`, divided by the cores that it ran on. The
-requests of S3 for an upload, a check-in and a commit are counted here, on a real cloud in memory.
+Every figure is an option. The two rates are a second, divided by what a request takes of a core in all processes of
+the cloud (`benchmarks/ingest.py`). The requests of S3 for an upload, a check-in and a commit are counted here, on a
+real cloud in memory.
 """
 
 import argparse
@@ -35,8 +36,8 @@ MODEL, APP = "m", "load"
 class Figures:
     """What the table follows from. Prices are AWS list prices in USD, us-east-1: see docs/operations.md."""
 
-    check_ins_per_core: float = 96.0
-    uploads_per_core: float = 41.0
+    check_ins_per_core: float = 1515.0
+    uploads_per_core: float = 167.0
     check_ins_per_day: float = 12.0
     uploads_per_day: float = 1.0
     peak: float = 3.0
