@@ -216,7 +216,7 @@ def drop_out() -> Iterator[Trial]:
 
 def personal() -> Iterator[Trial]:
     """Users' own later data."""
-    return _rows("personal", {"personal": ({}, {})}, "personal")
+    return _rows("personal", {"own later data": ({}, {})}, "personal")
 
 
 def augmentation() -> Iterator[Trial]:

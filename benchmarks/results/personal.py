@@ -24,7 +24,7 @@ from flsys_ray.simulation.training import Examples as Rows
 EARLY = 0.7
 ALONE = {"epochs": 60, "learning_rate": 0.05}
 FURTHER = {"epochs": 15, "learning_rate": 0.02}
-WAYS = ("shared", "alone", "personal")
+WAYS = ("shared", "alone", "personal", "personal, as long as alone")
 
 
 def cut(examples: Examples) -> tuple[Examples, Examples]:
@@ -62,7 +62,7 @@ def compare(task: Task, fold: int, seed: int, plan: Mapping[str, Any], options: 
     means = {"trained with it": np.mean(with_it, axis=0), "new": np.mean(new, axis=0)}
     return {
         "accuracy": float(means["trained with it"][2]),
-        "macro_f1": float("nan"),
+        "macro_f1": None,
         "later": {
             kind: dict(zip(WAYS, [round(float(v), 4) for v in values], strict=True)) for kind, values in means.items()
         },
@@ -75,7 +75,8 @@ def _of_user(program: Program, shared: Vector, early: Examples, late: Examples, 
     rng = generator(seed, "personal", 0, early.user)
     alone = program.train(program.init(seed), early.x, early.y, rng=rng, **ALONE).parameters
     further = program.train(shared, early.x, early.y, rng=rng, **FURTHER).parameters
-    return [accuracy(program, parameters, late.x, late.y) for parameters in (shared, alone, further)]
+    longer = program.train(shared, early.x, early.y, rng=rng, **ALONE).parameters
+    return [accuracy(program, parameters, late.x, late.y) for parameters in (shared, alone, further, longer)]
 
 
 def accuracy(program: Program, parameters: Vector, x: NDArray[Any], y: NDArray[np.int32]) -> float:

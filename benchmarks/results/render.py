@@ -100,16 +100,23 @@ def _row(name: str, found: Sequence[Line], *more: str) -> str:
     return "| " + " | ".join([*cells, *more, str(len(found))]) + " |"
 
 
-def simple(table: str, *more: tuple[str, Callable[[Sequence[Line]], str]]) -> Callable[[Sequence[Line]], str]:
-    """Return a function that makes a table of accuracy, macro-F1 and other columns."""
+def simple(
+    table: str, *more: tuple[str, Callable[[Sequence[Line]], str]], base: str | None = None
+) -> Callable[[Sequence[Line]], str]:
+    """Return a function that makes a table of accuracy, macro-F1 and other columns.
+
+    `base` is what the plan that all small tables change is called in this one; None: it has no row.
+    """
 
     def made(lines: Sequence[Line]) -> str:
         rows = of_table(lines, table)
         if not rows:
             return "Not run yet."
+        plain = of_table(lines, "label skew").get("all classes", [])
+        named = ({base: plain} if base and plain else {}) | rows
         text = _heading("", "runs", *(title for title, _ in more))
         return "\n".join(
-            [*text, *(_row(name, found, *(cell(found) for _, cell in more)) for name, found in rows.items())]
+            [*text, *(_row(name, found, *(cell(found) for _, cell in more)) for name, found in named.items())]
         )
 
     return made
@@ -122,12 +129,13 @@ def mean_of(name: str, unit: float, digits: int) -> Callable[[Sequence[Line]], s
 
 def personal(lines: Sequence[Line]) -> str:
     """Return the table of users' own later data."""
-    found = of_table(lines, "personal").get("personal", [])
+    found = of_table(lines, "personal").get("own later data", [])
     if not found:
         return "Not run yet."
-    text = ["| users | shared | trained on that user alone | personal | folds |", "|---|---|---|---|---|"]
+    ways = found[0]["later"]["new"].keys()
+    text = ["| " + " | ".join(["users", *ways, "folds"]) + " |", "|" + "---|" * (len(ways) + 2)]
     for kind in ("trained with it", "new"):
-        cells = [spread([one["later"][kind][way] for one in found]) for way in ("shared", "alone", "personal")]
+        cells = [spread([one["later"][kind][way] for one in found]) for way in ways]
         text.append("| " + " | ".join([kind, *cells, str(len(found))]) + " |")
     return "\n".join(text)
 
@@ -178,9 +186,9 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "headline": headline,
     "verdict": verdict,
     "label skew": simple("label skew"),
-    "compression": simple("compression", ("upload, MB", mean_of("upload_bytes", 1e6, 1))),
-    "drop-out": simple("drop-out", ("trainings", mean_of("trainings", 1, 0))),
-    "augmentation": simple("augmentation"),
+    "compression": simple("compression", ("upload, MB", mean_of("upload_bytes", 1e6, 1)), base="float32"),
+    "drop-out": simple("drop-out", ("trainings", mean_of("trainings", 1, 0)), base="0 %"),
+    "augmentation": simple("augmentation", base="none"),
     "pacing": simple(
         "pacing", ("virtual hours", mean_of("virtual_s", 3600, 1)), ("device hours", mean_of("device_s", 3600, 2))
     ),

@@ -55,7 +55,7 @@ def run_all(trials: Sequence[Trial], out: Path, most_s: float = float("inf")) ->
         if found is None or found["configuration"] != trial.configuration():
             line = run(trial)
             write(out, line)
-            print(f"{trial.key}: {line['accuracy']:.4f} / {line['macro_f1']:.4f}, {line['cpu_s']:.0f} s", flush=True)
+            print(f"{trial.key}: accuracy {line['accuracy']:.4f}, {line['cpu_s']:.0f} s", flush=True)
 
 
 def run(trial: Trial) -> dict[str, Any]:
