@@ -254,7 +254,7 @@ def _update(
         examples.x,
         examples.y,
         epochs=plan.local.epochs,
-        learning_rate=plan.local.learning_rate,
+        learning_rate=plan.local.at(work.version).learning_rate,
         proximal_mu=plan.local.proximal_mu,
         rng=generator(0, "local-training", work.round, work.assignment_id),
         max_steps=plan.local.max_steps,
@@ -263,7 +263,7 @@ def _update(
     )
     delta, change = trained.parameters - base, None
     if pair is not None:
-        change = pair.change(delta, trained.steps, plan.local.learning_rate)
+        change = pair.change(delta, trained.steps, plan.local.at(work.version).learning_rate)
         controls[work.device_id] = own_control(pair, change)
     return Update(work, delta, len(examples.y), trained.loss, num_steps=trained.steps, control=change)
 
