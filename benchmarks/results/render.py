@@ -190,10 +190,10 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "drop-out": simple("drop-out", ("trainings", mean_of("trainings", 1, 0)), base="0 %"),
     "augmentation": simple("augmentation", base="none"),
     "pacing": simple(
-        "pacing", ("virtual hours", mean_of("virtual_s", 3600, 1)), ("device hours", mean_of("device_s", 3600, 2))
+        "pacing", ("virtual minutes", mean_of("virtual_s", 60, 1)), ("device minutes", mean_of("device_s", 60, 1))
     ),
     "selection": simple(
-        "selection", ("virtual hours", mean_of("virtual_s", 3600, 1)), ("device hours", mean_of("device_s", 3600, 2))
+        "selection", ("virtual minutes", mean_of("virtual_s", 60, 1)), ("device minutes", mean_of("device_s", 60, 1))
     ),
     "personal": personal,
 }
@@ -213,8 +213,8 @@ def draw(lines: Sequence[Line], folder: Path) -> None:
         _curve(axes[0], of_table(lines, "headline", task=task.name).get("federated", []), 0, 1, task)
     axes[0].set(xlabel="version", ylabel="goal's metric, %", title="Federated, mean over folds")
     for name, found in of_table(lines, "pacing").items():
-        _curve(axes[1], found, 1, 3600, TASKS["hapt"], name)
-    axes[1].set(xlabel="virtual hours", title="Rounds and a buffer (HAPT, under traces)")
+        _curve(axes[1], found, 1, 60, TASKS["hapt"], name)
+    axes[1].set(xlabel="virtual minutes", title="Rounds and a buffer (HAPT, under traces)")
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.lines:
