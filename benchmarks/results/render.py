@@ -211,7 +211,9 @@ def draw(lines: Sequence[Line], folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for task in TASKS.values():
         _curve(axes[0], of_table(lines, "headline", task=task.name).get("federated", []), 0, 1, task)
-    axes[0].set(xlabel="version", ylabel="goal's metric, %", title="Federated, mean over folds")
+    axes[0].set(
+        xlabel="version", ylabel="goal's metric, %", title="Federated, mean over folds judged at the same versions"
+    )
     for name, found in of_table(lines, "pacing").items():
         _curve(axes[1], found, 1, 60, TASKS["hapt"], name)
     axes[1].set(xlabel="virtual minutes", title="Rounds and a buffer (HAPT, under traces)")
@@ -227,8 +229,9 @@ def _curve(axis: Any, found: Sequence[Line], x: int, unit: float, task: Any, lab
     curves = [one["curve"] for one in found if one.get("curve")]
     if not curves:
         return
-    length = min(map(len, curves))
-    means = np.mean([curve[:length] for curve in curves], axis=0)
+    places = [tuple(point[0] for point in curve) for curve in curves]
+    usual = max(places, key=places.count)  # curves that were judged at other versions are not drawn
+    means = np.mean([curve for curve, at in zip(curves, places, strict=True) if at == usual], axis=0)
     axis.plot(means[:, x] / unit, 100 * means[:, 2 if task.metric == "accuracy" else 3], label=label or task.title)
 
 
