@@ -98,7 +98,8 @@ class ModelActor:
     def _tick(self) -> tuple[float, bool]:
         """Tick. Returns how long to wait for the next time, and whether the model needs nobody meanwhile."""
         try:
-            return self._host.call(_tick)
+            found = self._host.tick(_tick)
+            return (LONGEST_WAIT_S, True) if found is None else found
         except NotFound:
             return LONGEST_WAIT_S, True
         except FlsysError as error:

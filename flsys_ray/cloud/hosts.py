@@ -17,7 +17,7 @@ from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Version
-from flsys_ray.errors import TryLater
+from flsys_ray.errors import OwnershipLost, TryLater
 from flsys_ray.storage.base import ObjectStore
 from flsys_ray.wire.developer_schemas import ModelInfo, RoundInfo
 from flsys_ray.wire.schemas import EvaluationRequest
@@ -88,6 +88,7 @@ class ModelHost:
         self._meter = meter
         self._lock = threading.Lock()
         self._model: DurableModel | None = None
+        self._ousted = False
 
     def call(self, use: Callable[[DurableModel], T], wait_s: float = -1.0) -> T:
         """Let one call in. A model that is broken afterwards is dropped: the next call activates it anew.
@@ -95,13 +96,29 @@ class ModelHost:
         Raises `TryLater` if others are inside for `wait_s`, while a version is committed, say; -1 waits without limit.
         """
         with self._entered(wait_s):
+            return self._use(use)
+
+    def tick(self, use: Callable[[DurableModel], T]) -> T | None:
+        """Let the clock in. Returns None if another owner took the model: it is taken back only when somebody calls.
+
+        A new owner begins the open round's time anew. Owners that took a model from each other by their clocks, each
+        when the round was due, would never let it end.
+        """
+        with self._entered(-1.0):
+            return None if self._ousted else self._use(use)
+
+    def _use(self, use: Callable[[DurableModel], T]) -> T:
+        self._ousted = False
+        try:
             if self._model is None:
                 self._model = DurableModel(self._store, self._name, self._clock, self._meter)
-            try:
-                return use(self._model)
-            finally:
-                if self._model.broken:
-                    self._model = None
+            return use(self._model)
+        except OwnershipLost:
+            self._ousted = True
+            raise
+        finally:
+            if self._model is not None and self._model.broken:
+                self._model = None
 
     @contextmanager
     def _entered(self, wait_s: float) -> Iterator[None]:

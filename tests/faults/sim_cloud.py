@@ -68,7 +68,8 @@ class Actor:
             return min(LONGEST_WAIT_S, left), model.at_rest
 
         try:
-            return self._host.call(tick)
+            found = self._host.tick(tick)
+            return (LONGEST_WAIT_S, True) if found is None else found
         except FlsysError:
             return AFTER_ERROR_S, False
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.creation import create_model
+from flsys_ray.cloud.hosts import ModelHost
 from flsys_ray.cloud.journal import Journal
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import Offer
@@ -239,6 +240,27 @@ def test_the_first_owner_learns_at_its_next_acknowledgement_that_it_lost(store, 
         upload(store, old, work, "a")
     assert_stays_broken(old)
     assert upload(store, new, work, "a") == Counted(duplicate=False)
+
+
+def test_a_host_that_was_ousted_does_not_take_the_model_back_by_its_clock(store, clock):
+    """Several that did would each begin the round's time anew, and none would ever end it."""
+    trained_model(store, clock)
+    hosts = [ModelHost(store, MODEL, clock) for _ in range(3)]
+    hosts[0].call(lambda model: upload(store, model, offer(model, "a"), "a"))
+    for host, device in zip(hosts[1:], "bc", strict=True):
+        clock.now += 10.0
+        host.call(lambda model, device=device: offer(model, device))
+    entries = len(list(store.list(places.log(MODEL))))
+    clock.now += 52.0  # the rounds of the first two are due, that of the last one is not
+    for host in hosts[:2]:
+        with pytest.raises(OwnershipLost):
+            host.tick(DurableModel.tick)
+    assert [host.tick(lambda model: model.info()) for host in hosts[:2]] == [None, None]
+    clock.now += 10.0
+    assert hosts[2].tick(lambda model: model.info().version) == 1
+    assert len(list(store.list(places.log(MODEL)))) == entries + 1
+    assert hosts[0].call(lambda model: model.info().version) == 1
+    assert hosts[0].tick(lambda model: model.info().version) == 1
 
 
 def test_an_update_that_the_loser_stored_but_did_not_acknowledge_counts_when_it_is_repeated(store, clock):
