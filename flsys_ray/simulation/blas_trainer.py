@@ -20,7 +20,7 @@ from flsys_ray.simulation.blas.network import Network, Room
 from flsys_ray.simulation.blas.optimizers import OPTIMIZERS, Optimizer
 from flsys_ray.simulation.training import Deltas, Feed, Group, TrainerSpec, Work, batches_of, feed_of
 
-CACHE_BYTES = 4_000_000
+SIDE_BYTES = 10_000_000  # of arrays for devices side by side
 MOST_DEVICES = 16
 
 
@@ -36,7 +36,7 @@ class BlasTrainer:
         self.spec, self.chain, self.manifest = spec, chain, manifest
         room = Room(1)
         self._network(room, 1)
-        self.devices = min(MOST_DEVICES, max(1, CACHE_BYTES // room.num_bytes))
+        self.devices = min(MOST_DEVICES, max(1, SIDE_BYTES // room.num_bytes))
         self._local = threading.local()
 
     def train(self, group: Group) -> Deltas:
@@ -45,8 +45,9 @@ class BlasTrainer:
         order = sorted(range(len(group.works)), key=lambda i: -len(feeds[i].places))
         delta = np.empty((len(order), self.manifest.parameters), np.float32)
         loss, steps = np.empty(len(order)), np.array([len(feed.places) for feed in feeds], np.int64)
-        for first in range(0, len(order), self.devices):
-            chosen = order[first : first + self.devices]
+        sides = -(-len(order) // self.devices)
+        for side_number in range(sides):
+            chosen = order[side_number * len(order) // sides : (side_number + 1) * len(order) // sides]
             side = _Side([group.works[i] for i in chosen], [feeds[i] for i in chosen], group)
             weights, loss[chosen] = self._train_side(side)
             for row, i in enumerate(chosen):
