@@ -37,8 +37,8 @@ def test_a_row_is_the_arithmetic_that_the_page_shows(capacity: ModuleType) -> No
     row = capacity.plan(capacity.Figures(), requests, 10_000_000)
     assert row.check_ins_per_s == pytest.approx(10_000_000 * 12 / 86_400 * 3)
     assert row.uploads_per_s == pytest.approx(10_000_000 / 86_400 * 3)
-    assert row.cores == 87  # (4166.7 / 96 + 347.2 / 41) / 0.6 = 86.5
-    assert row.nodes == 23
+    assert row.cores == 9  # (4166.7 / 1515 + 347.2 / 167) / 0.6 = 8.05
+    assert row.nodes == 4  # 3 workers of four cores, and a head
     uploads_a_month = 10_000_000 * 30
     assert row.requests_usd == pytest.approx(uploads_a_month * (0.005 + 2 * 0.0004) / 1000)
     assert row.out_usd == pytest.approx(uploads_a_month * 842_000 / 1e9 * 0.09)

@@ -51,6 +51,7 @@ APP = [
     ("GET", "/v1/models", None),
     ("PUT", "/v1/models/tiny", {"plan": PAIR}),
     ("PUT", "/v1/models/tiny/program", None),
+    ("PUT", "/v1/models/tiny/augmentation", None),
     ("GET", "/v1/models/tiny", None),
     ("GET", "/v1/models/tiny/rounds", None),
     ("GET", "/v1/models/tiny/versions", None),
@@ -66,10 +67,14 @@ READER = [
     ("GET", "/v1/models/tiny/versions/0", None),
     ("GET", f"/v1/models/tiny/program/{'0' * 64}", None),
     ("GET", f"/v1/models/tiny/control/{'0' * 64}", None),
+    ("GET", f"/v1/models/tiny/augmentation/{'0' * 64}", None),
+    ("GET", f"/v1/models/tiny/public/half/{'0' * 64}", None),
 ]
 ID = "00000000-" + "0" * 20
 WORK = [
     ("PUT", f"/v1/assignments/{ID}/update", None),
+    ("POST", f"/v1/assignments/{ID}/staged", {"size_bytes": 1, "sha256": "0" * 64}),
+    ("PUT", f"/v1/assignments/{ID}/staged", {"size_bytes": 1, "sha256": "0" * 64}),
     ("DELETE", f"/v1/assignments/{ID}", None),
     ("PUT", f"/v1/assignments/{ID}/evaluation", {"loss_sum": 1, "correct": 1, "count": 1}),
 ]
@@ -122,6 +127,7 @@ def test_the_table_of_calls_is_whole(world: World):
         "{generation}": "2",
         "{kid}": "1",
         "{action}": "pause",
+        "{way}": "half",
     }
     calls = set()
     for method, path in described:
