@@ -111,16 +111,18 @@ def _experiments(plans: list[Path], data: list[str], builtins: list[str], given:
 
     if len(data) not in (1, len(plans)) or len(builtins) not in (0, 1, len(plans)):
         raise InvalidInput(f"{len(plans)} plans: give --data (and --builtin, if at all) once, or once for each")
+    parsed = [ended(parse_plan_yaml(path.read_text()), given.rounds, given.seed) for path in plans]
+    if (given.shared or given.shared_part) and not any(plan.augmentation.share for plan in parsed):
+        raise InvalidInput("a shared set, and augmentation.share is 0 in each plan: no device would take of it")
     shared = None
     if given.shared is not None:
         folder = Path(given.shared)
         shared = dataset_at(folder) if is_dataset(folder) else open_dataset(given.shared)
     found: list[Experiment] = []
-    for number, path in enumerate(plans):
+    for number, plan in enumerate(parsed):
         dataset = open_dataset(data[number] if len(data) > 1 else data[0])
         name = builtins[min(number, len(builtins) - 1)] if builtins else builtin_for(dataset)
         called = name if name not in {one.name for one in found} else f"{name}-{number + 1}"
-        plan = ended(parse_plan_yaml(path.read_text()), given.rounds, given.seed)
         found.append(
             Experiment(
                 builtin(name),
@@ -135,8 +137,6 @@ def _experiments(plans: list[Path], data: list[str], builtins: list[str], given:
                 name=called,
             )
         )
-    if (given.shared or given.shared_part) and not any(one.plan.augmentation.share for one in found):
-        raise InvalidInput("a shared set, and augmentation.share is 0 in each plan: no device would take of it")
     return found
 
 
