@@ -19,7 +19,7 @@ from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.wire.tensors import encode_vector
 
-MOST_KILLS = 40
+MOST_KILLS = 60
 
 
 def controlled(rounds: int = 3, cohort: int = 1) -> FakeModel:

@@ -26,7 +26,7 @@ from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.wire.schemas import AssignmentMessage, ProgramLink, UploadLink, WeightsLink
 from flsys_ray.wire.tensors import decode_range, encode_vector, encoding_of
 
-MOST_KILLS = 40
+MOST_KILLS = 60
 TOP = TopK(fraction=0.02)
 
 

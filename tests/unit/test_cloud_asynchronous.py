@@ -155,7 +155,7 @@ def test_a_fault_at_any_call_of_the_store_changes_nothing_that_lasts(undisturbed
     assert struck_at_each(calls, (kind, when, verbs), runner, session, lambda *end: check(*end, expected)) > 20
 
 
-@pytest.mark.parametrize("first", range(0, 30, 10))
+@pytest.mark.parametrize("first", range(0, 50, 10))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, first):
     """Ten seeds at a time: one of them alone may be lucky."""
     session, _, expected = undisturbed

@@ -342,7 +342,7 @@ def test_nothing_in_the_store_is_ever_replaced(undisturbed):
     assert not [key for verb, key in calls if verb == "swap"]
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(220))
 def test_a_process_that_dies_over_and_over_still_gets_there(undisturbed, runner, seed):
     _, expected = undisturbed
     play, inner = played_among_deaths(seed, runner, session)
