@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serve_apps.door import Door, Keeper
 
@@ -67,6 +67,7 @@ class PromptProtocol(HttpToolsProtocol):
         """A request's head is there: its body has a deadline of its own."""
         self._stop_waiting()
         super().on_headers_complete()
+        self.cycle.transport = _InOne(self.transport, self.cycle)  # type: ignore[assignment] # what a cycle needs of one
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body came: the first that waits to be read is kept as it is, and not copied twice."""
@@ -92,6 +93,36 @@ class PromptProtocol(HttpToolsProtocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+
+class _InOne:
+    """Writes the head of a response together with the first piece of its body: one system call and packet for two."""
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        """Write what comes before a response (`100 Continue`) at once, and its head with what follows."""
+        if self._cycle.response_started and not self._begun:
+            self._begun, self._head = True, data
+        elif self._head is not None:
+            self._transport.writelines([self._head, data])
+            self._head = None
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Write what is left, and close."""
+        if self._head is not None:
+            self._transport.write(self._head)
+            self._head = None
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
 
 
 class _Server(uvicorn.Server):

@@ -4,7 +4,9 @@
 is never one. `model` is a model's id, `app/name`.
 """
 
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -58,8 +60,22 @@ REFUSALS = Series(
     "Requests that were refused, by the code of the problem; `http-405` and the like",
     ("reason",),
 )
+_REQUEST_BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+CHECK_IN_S = Series(
+    "flsys_check_in_seconds", "histogram", "A check-in, from its body to its answer", (), _REQUEST_BOUNDS
+)
+UPLOAD_S = Series(
+    "flsys_upload_seconds",
+    "histogram",
+    "An upload: its `body` comes, `check`, `store` and `count`, each with its waits; a refused one up to there",
+    ("stage",),
+    _REQUEST_BOUNDS,
+)
 NO_MODEL = "-"
-SERIES = (CHECK_INS, UPDATES, UPDATE_BYTES, DOWNLOAD_BYTES, ROUNDS, ROUND_S, COMMIT_S, VERSION, REFUSALS)
+SERIES = (
+    *(CHECK_INS, UPDATES, UPDATE_BYTES, DOWNLOAD_BYTES, ROUNDS, ROUND_S, COMMIT_S, VERSION, REFUSALS),
+    *(CHECK_IN_S, UPLOAD_S),
+)
 
 
 class Meter(Protocol):
@@ -77,6 +93,22 @@ class NoMeter:
 
 
 NO_METER = NoMeter()
+
+
+class Stages:
+    """Times the stages of one piece of work: each is over when it is `done`, and the next one begins."""
+
+    def __init__(self, meter: Meter, series: Series, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._meter = meter
+        self._series = series
+        self._clock = clock
+        self._since = clock()
+
+    def done(self, *labels: str) -> None:
+        """Record the time since the last stage was over."""
+        now = self._clock()
+        self._meter.record(self._series, now - self._since, *labels)
+        self._since = now
 
 
 @dataclass

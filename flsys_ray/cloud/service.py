@@ -20,7 +20,7 @@ from flsys_ray.cloud.enrolment import Enrolment
 from flsys_ray.cloud.evaluating import version_metrics
 from flsys_ray.cloud.evaluations import check_evaluation, combined
 from flsys_ray.cloud.hosts import Action, Hosts
-from flsys_ray.cloud.meter import NO_METER, Meter, record_check_in
+from flsys_ray.cloud.meter import CHECK_IN_S, NO_METER, Meter, Stages, record_check_in
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.quotas import AppQuotas
 from flsys_ray.cloud.staging import Staging
@@ -109,6 +109,7 @@ class Cloud:
 
         Raises `QuotaExceeded`.
         """
+        stages = Stages(self.meter, CHECK_IN_S)
         if self.quotas.is_fresh(device.app_id):
             self.quotas.admit_check_in(device.app_id)
         else:
@@ -136,6 +137,7 @@ class Cloud:
             retry_after_s=wait_s if assignments else self.checkins.come_back_in_s(device, wait_s),
         )
         record_check_in(self.meter, device.app_id, reply)
+        stages.done()
         return reply
 
     async def give_back(self, ticket: Ticket) -> None:

@@ -11,7 +11,8 @@ from flsys_ray.core.ids import round_of
 from flsys_ray.core.layout import Vector
 from flsys_ray.core.types import Assignment, Update
 from flsys_ray.storage.base import ObjectStore
-from flsys_ray.wire.tensors import DecodedUpdate, data_offset, decode_range, encoding_of
+from flsys_ray.wire.container import data_offset
+from flsys_ray.wire.tensors import DecodedUpdate, decode_range, encoding_of
 
 
 def to_update(work: Assignment, decoded: DecodedUpdate, body: bytes) -> Update:

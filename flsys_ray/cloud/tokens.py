@@ -9,12 +9,14 @@ import binascii
 import hmac
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 _SIGNATURE_BYTES = 43  # 32 bytes in base64 without padding
 HEADER_OF_BEFORE = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=")  # when there was one key
 
 
+@lru_cache(maxsize=64)
 def header(kid: str) -> bytes:
     """Return the first part of the tokens that the key of this id signs."""
     text = json.dumps({"alg": "HS256", "kid": kid, "typ": "JWT"}, separators=(",", ":"))

@@ -13,7 +13,7 @@ from flsys_ray.cloud.batches import Batch, OpenRound, Ready, batch_of, in_order
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.hosts import Hosts
 from flsys_ray.cloud.mailbox import Mailboxes
-from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, Meter
+from flsys_ray.cloud.meter import NO_METER, UPDATE_BYTES, UPDATES, UPLOAD_S, Meter, Stages
 from flsys_ray.cloud.sent import Sent
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.core.flaws import flaw_of_norm
@@ -96,8 +96,10 @@ class Updates:
         return reply
 
     async def _take_in(self, ticket: Ticket, body: bytes) -> UpdateReply:
-        ready = await self._in_thread(self._make_durable, ticket, body)
+        stages = Stages(self._meter, UPLOAD_S)
+        ready = await self._in_thread(self._make_durable, ticket, body, stages)
         outcome = await self._doors.send(ticket.assignment.model, ready)
+        stages.done("count")
         if not isinstance(outcome, Rejected):
             return UpdateReply(duplicate=outcome.duplicate or not ready.fresh)
         if outcome.reason == "unusable":
@@ -128,11 +130,13 @@ class Updates:
     async def _in_thread(self, use: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(use, *args, **kwargs))
 
-    def _make_durable(self, ticket: Ticket, body: bytes) -> Ready:
+    def _make_durable(self, ticket: Ticket, body: bytes, stages: Stages) -> Ready:
         update = self._decode(ticket, body)
+        stages.done("check")
         if self._clock() <= ticket.assignment.deadline:
             try:
                 self._store.put_new(_key(ticket), body)
+                stages.done("store")
                 return Ready(update, ticket.plan_sha256, fresh=True)
             except AlreadyExists:
                 pass

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from flsys_ray.cloud.credentials import Device, Ticket
+from flsys_ray.cloud.meter import UPLOAD_S, Stages
 from flsys_ray.cloud.service import Cloud
 from flsys_ray.core.pacing.steering import busy_retry_s
 from flsys_ray.errors import TryLater
@@ -199,7 +200,9 @@ async def take_in(cloud: Cloud, admission: Admission, request: Request, who: tup
     else:
         await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
     with admission.body(declared) as came:
+        stages = Stages(cloud.meter, UPLOAD_S)
         body = await read_body(request, max_bytes, came)
+        stages.done("body")
         cloud.quotas.count_upload(device.app_id, len(body))
         with admission.upload(len(body)):
             return await cloud.updates.take_in(ticket, body)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsys_ray.errors import DataInvalid, UpdateUnusable
-from flsys_ray.wire.tensors import encode_tensors, read_tensors
+from flsys_ray.wire.container import Tensor, read_tensors
+from flsys_ray.wire.tensors import encode_tensors
 
 MAX_SHARED_BYTES = 32 * 1024 * 1024
 _DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
@@ -51,13 +52,13 @@ def decode_shared_set(body: bytes, form: InputForm) -> SharedSet:
             program does not have, or not as many examples of each class.
     """
     try:
-        tensors = dict(read_tensors(body))
+        tensors = {tensor.name: tensor for tensor in read_tensors(body)}
     except UpdateUnusable as error:
         raise DataInvalid(f"shared set: {error.message}") from None
     if sorted(tensors) != ["x", "y"]:
         raise DataInvalid(f"shared set: expected the tensors 'x' and 'y', found {sorted(tensors)[:5]}")
-    y = _tensor("y", tensors["y"], "int32", ())
-    x = _tensor("x", tensors["x"], form.dtype, form.shape)
+    y = _array(tensors["y"], "int32", ())
+    x = _array(tensors["x"], form.dtype, form.shape)
     if len(x) != len(y):
         raise DataInvalid(f"shared set: 'x' has {len(x)} examples and 'y' {len(y)}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
@@ -67,16 +68,14 @@ def decode_shared_set(body: bytes, form: InputForm) -> SharedSet:
     return SharedSet(x, y)
 
 
-def _tensor(name: str, entry: Any, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    kind = _DTYPES.get(entry["dtype"])
+def _array(tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    kind = _DTYPES.get(tensor.dtype)
     if kind is None or kind.name != dtype:
-        raise DataInvalid(f"shared set: {name!r} has dtype {entry['dtype']}, the program takes {dtype}")
-    found = entry["shape"]
-    if len(found) != 1 + len(shape) or tuple(found[1:]) != shape:
-        raise DataInvalid(f"shared set: {name!r} has shape {found}, the program takes {['N', *shape]}")
-    made = np.frombuffer(entry["data"], kind).reshape(found)
-    made.flags.writeable = False
-    return made
+        raise DataInvalid(f"shared set: {tensor.name!r} has dtype {tensor.dtype}, the program takes {dtype}")
+    found = tensor.shape
+    if len(found) != 1 + len(shape) or found[1:] != shape:
+        raise DataInvalid(f"shared set: {tensor.name!r} has shape {[*found]}, the program takes {['N', *shape]}")
+    return tensor.as_array(kind)
 
 
 def _check_uniform(y: NDArray[np.int32], classes: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,8 +22,8 @@ from flsys_ray.compression.base import DTYPES, ENCODINGS, Encoding, Part, Parts
 from flsys_ray.compression.float32 import FLOAT32
 from flsys_ray.core.layout import Layout, Vector
 from flsys_ray.errors import UpdateUnusable
+from flsys_ray.wire.container import Tensor, header_of, read_tensors
 
-MAX_HEADER_BYTES = 64 * 1024
 ENVELOPE_BYTES = 4 * 1024
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_TRAIN_S = 30 * 86_400.0
@@ -164,13 +163,8 @@ def encoding_of(header: bytes) -> Encoding:
 def decode_range(body: bytes, start: int, stop: int) -> Vector:
     """Return elements `start:stop` of the delta, float32, of an update that was checked before."""
     encoding = encoding_of(body)
-    tensors = {name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]) for name, entry in read_tensors(body)}
+    tensors = {tensor.name: tensor.as_array(DTYPES[tensor.dtype]) for tensor in read_tensors(body)}
     return encoding.decode(tensors, start, stop)
-
-
-def data_offset(head: bytes) -> int:
-    """Return where the numbers begin in a file of one vector, from its first 8 bytes."""
-    return 8 + int.from_bytes(head[:8], "little")
 
 
 def decode_vector(body: bytes, name: str, size: int) -> Vector:
@@ -184,33 +178,19 @@ def decode_parts(body: bytes, form: Mapping[str, Part]) -> dict[str, NDArray[Any
     Raises `UpdateUnusable`.
     """
     tensors = read_tensors(body)
-    if sorted(found for found, _ in tensors) != sorted(form):
-        found = ", ".join(repr(key[:80]) for key, _ in tensors[:5]) or "none"
+    if sorted(tensor.name for tensor in tensors) != sorted(form):
+        found = ", ".join(repr(tensor.name[:80]) for tensor in tensors[:5]) or "none"
         wanted = "exactly one tensor" if len(form) == 1 else "the tensors"
         raise UpdateUnusable(f"expected {wanted} {' and '.join(map(repr, form))}, found {found}")
-    return {name: _vector(name, entry, form[name]) for name, entry in tensors}
+    return {tensor.name: _vector(tensor, form[tensor.name]) for tensor in tensors}
 
 
-def read_tensors(body: bytes) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the name and the `dtype`, `shape` and `data` of each tensor of a safetensors file.
-
-    Raises `UpdateUnusable` for any other file.
-    """
-    _header(body)
-    try:
-        return list(safetensors.deserialize(body))  # type: ignore[no-untyped-call] # Rust, without stubs
-    except (safetensors.SafetensorError, OverflowError, ValueError) as error:
-        raise UpdateUnusable(f"not a safetensors file: {error}") from error
-
-
-def _vector(name: str, entry: Mapping[str, Any], part: Part) -> NDArray[Any]:
-    if entry["dtype"] != part.dtype:
-        raise UpdateUnusable(f"{name!r} has dtype {entry['dtype']}, expected {part.dtype}")
-    if entry["shape"] != [part.length]:
-        raise UpdateUnusable(f"{name!r} has shape {entry['shape']}, the model has [{part.length}]")
-    vector = np.frombuffer(entry["data"], dtype=DTYPES[part.dtype])
-    vector.flags.writeable = False
-    return vector
+def _vector(tensor: Tensor, part: Part) -> NDArray[Any]:
+    if tensor.dtype != part.dtype:
+        raise UpdateUnusable(f"{tensor.name!r} has dtype {tensor.dtype}, expected {part.dtype}")
+    if tensor.shape != (part.length,):
+        raise UpdateUnusable(f"{tensor.name!r} has shape {[*tensor.shape]}, the model has [{part.length}]")
+    return tensor.as_array(DTYPES[part.dtype])
 
 
 def _check_values(delta: Vector, layout: Layout, max_abs: float, what: str) -> None:
@@ -225,29 +205,8 @@ def _check_values(delta: Vector, layout: Layout, max_abs: float, what: str) -> N
     raise UpdateUnusable(f"{what}{leaf.name!r} holds {value} at its element {bad - leaf.offset}: {why}")
 
 
-def _header(body: bytes) -> dict[str, object]:
-    length = int.from_bytes(body[:8], "little") if len(body) >= 8 else -1
-    if not 0 < length <= min(MAX_HEADER_BYTES, len(body) - 8):
-        raise UpdateUnusable("not a safetensors file: its header is missing, truncated or too long")
-    try:
-        header = json.loads(body[8 : 8 + length], object_pairs_hook=_no_name_twice)
-    except (ValueError, RecursionError) as error:
-        raise UpdateUnusable("not a safetensors file: its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise UpdateUnusable("not a safetensors file: its header is not a JSON object")
-    return header
-
-
-def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Two readers could take another one of two entries: what was checked must be what is computed with."""
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise UpdateUnusable("not a safetensors file: its header has a name twice")
-    return names
-
-
 def _metadata(body: bytes) -> Mapping[str, object]:
-    metadata = _header(body).get("__metadata__", {})
+    metadata = header_of(body).get("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}
 
 

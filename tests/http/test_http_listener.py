@@ -5,7 +5,9 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve_apps import listener
 from serve_apps.listener import Address, listening
@@ -118,3 +120,88 @@ def test_a_connection_beyond_the_limit_is_told_to_come_back(monkeypatch):
         writer.close()
 
     served([named("one")], play)
+
+
+class Pieces(asyncio.Protocol):
+    """A client that keeps what comes, piece by piece as the kernel hands it over."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+def pieces_of(app: FastAPI, request: bytes) -> list[bytes]:
+    """Return what an app answers to a request that closes its connection, in the pieces in which it was sent."""
+    found: list[bytes] = []
+
+    async def play(port: int) -> None:
+        transport, client = await asyncio.get_running_loop().create_connection(Pieces, "127.0.0.1", port)
+        transport.write(request)
+        await client.closed
+        found.extend(client.pieces)
+
+    served([app], play)
+    return found
+
+
+ENDING = b" HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
+
+
+def test_head_and_body_of_an_answer_are_sent_in_one_piece():
+    (piece,) = pieces_of(named("one"), b"GET /name" + ENDING + b"\r\n")
+    assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert piece.endswith(b'\r\n\r\n"one"')
+
+
+def test_an_answer_without_a_body_is_sent():
+    answer = b"".join(pieces_of(named("one"), b"HEAD /name" + ENDING + b"\r\n"))
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_who_waits_for_a_continue_before_the_body_gets_it():
+    app = FastAPI()
+
+    @app.put("/echo")
+    async def echo(request: Request) -> Response:
+        return Response(await request.body())
+
+    async def play(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PUT /echo HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"hello")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+
+    served([app], play)
+
+
+def test_an_app_that_fails_behind_its_head_has_sent_the_head_when_the_connection_ends():
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        raise RuntimeError("no body")
+
+    app = FastAPI()
+    app.mount("/broken", broken)
+    answer = b"".join(pieces_of(app, b"GET /broken/" + ENDING + b"\r\n"))
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_an_answer_in_parts_comes_whole():
+    app = FastAPI()
+
+    @app.get("/parts")
+    async def parts() -> StreamingResponse:
+        return StreamingResponse(iter([b"one ", b"two ", b"three"]))
+
+    answer = b"".join(pieces_of(app, b"GET /parts" + ENDING + b"\r\n"))
+    assert answer.endswith(b"\r\n\r\n4\r\none \r\n4\r\ntwo \r\n5\r\nthree\r\n0\r\n\r\n")

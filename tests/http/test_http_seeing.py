@@ -115,6 +115,30 @@ def test_an_upload_that_the_cloud_could_not_take_is_counted_as_failed(world: Wor
     assert world.meter.total(m.UPDATES, "acme/tiny", "failed") == 1
 
 
+def test_check_ins_and_the_stages_of_uploads_are_timed(world: World, key):
+    world.training(key, plan=THREE)
+    token = world.device(key, "one")
+    (work,) = world.check_in(token)["assignments"]
+    assert world.upload(token, work, b"no tensors").status_code == 422
+    refused = {stage: len(world.meter.numbers.get((m.UPLOAD_S.name, stage), ())) for stage in ("body", "check")}
+    assert refused == {"body": 1, "check": 0}
+    assert world.upload(token, work, world.body()).status_code == 200
+    assert len(world.meter.numbers[m.CHECK_IN_S.name,]) == 1
+    for stage, times in {"body": 2, "check": 1, "store": 1, "count": 1}.items():
+        took = world.meter.numbers[m.UPLOAD_S.name, stage]
+        assert len(took) == times
+        assert all(0 <= seconds < 60 for seconds in took)
+
+
+def test_a_stage_begins_when_the_one_before_is_over():
+    meter, now = m.MemoryMeter(), [10.0]
+    stages = m.Stages(meter, m.UPLOAD_S, lambda: now[0])
+    for seconds, stage in ((3.0, "body"), (0.5, "check")):
+        now[0] += seconds
+        stages.done(stage)
+    assert {labels[1]: took for labels, took in meter.numbers.items()} == {"body": [3.0], "check": [0.5]}
+
+
 def test_a_series_takes_a_value_for_each_label():
     with pytest.raises(ValueError, match="flsys_rounds"):
         m.MemoryMeter().record(m.ROUNDS, 1, "tiny")

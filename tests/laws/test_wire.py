@@ -6,15 +6,15 @@ import struct
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flsys_ray.core.layout import Layout
 from flsys_ray.errors import UpdateUnusable
+from flsys_ray.wire.container import MAX_HEADER_BYTES, data_offset, read_tensors
 from flsys_ray.wire.tensors import (
-    MAX_HEADER_BYTES,
-    data_offset,
     decode_update,
     decode_vector,
     encode_update,
@@ -365,3 +365,63 @@ def test_any_damage_to_a_good_file(values, damage):
     for place, byte in damage:
         body[place % len(body)] = byte
     survives(bytes(body))
+
+
+# Beside the format's own library ---------------------------------------------------------------------------------
+
+arrays = st.tuples(
+    st.sampled_from(["<f4", "<f2", "<f8", "<u4", "i1", "u1", "<i4", "<i8", "?"]),
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+).map(lambda one: np.arange(math.prod(one[1])).reshape(one[1]).astype(one[0]))
+
+
+def as_the_library_reads(body):
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in safetensors.deserialize(body)
+    }
+
+
+@given(st.dictionaries(st.text(max_size=8).filter(lambda name: name != "__metadata__"), arrays, max_size=5))
+def test_tensors_are_read_as_the_library_reads_them(tensors):
+    body = safetensors.numpy.save(tensors, metadata=METADATA)
+    read = read_tensors(body)
+    assert {each.name: (each.dtype, each.shape, bytes(each.data)) for each in read} == as_the_library_reads(body)
+    for each in read:
+        array = each.as_array(tensors[each.name].dtype)
+        assert array.tobytes() == tensors[each.name].tobytes()
+        assert array.flags.aligned
+        assert not array.flags.writeable
+
+
+places = st.integers(0, 4).map(lambda at: 8 * at)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.builds(
+            tensor, places, places, st.lists(st.integers(0, 4), max_size=2), st.sampled_from(["F32", "U8", "F8"])
+        ),
+        max_size=3,
+    ),
+    places,
+)
+@example({"a": tensor(0, 16, (4,)), "b": tensor(16, 32, (2, 2))}, 32)
+@example({"b": tensor(8, 16, (8,), "U8"), "a": tensor(0, 8, (2,))}, 16)
+def test_a_file_that_is_taken_is_one_for_the_library_too(header, length):
+    body = assembled(header, bytes(range(length)))
+    try:
+        read = read_tensors(body)
+    except UpdateUnusable:
+        return
+    assert {each.name: (each.dtype, each.shape, bytes(each.data)) for each in read} == as_the_library_reads(body)
+
+
+def test_numbers_at_an_odd_address_are_copied():
+    values = np.arange(8, dtype=np.float32)
+    text = json.dumps({"__metadata__": METADATA, "delta": tensor()}).encode()
+    body = assembled(text + b" " * (1 + -len(text) % 4), values.tobytes())
+    (found,) = read_tensors(body)
+    assert found.as_array(values.dtype).flags.aligned
+    assert decoded(body).delta.tobytes() == values.tobytes()
