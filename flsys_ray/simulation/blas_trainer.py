@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from flsys_ray.programs.manifest import Manifest
-from flsys_ray.simulation.blas.chain import Chain
 from flsys_ray.simulation.blas.layers import Array
 from flsys_ray.simulation.blas.network import Network, Room
 from flsys_ray.simulation.blas.optimizers import OPTIMIZERS, Optimizer
+from flsys_ray.simulation.blas.parts import Chain
 from flsys_ray.simulation.training import Deltas, Feed, Group, TrainerSpec, Work, batches_of, feed_of
 
 SIDE_BYTES = 10_000_000  # of arrays for devices side by side
@@ -67,7 +67,7 @@ class BlasTrainer:
             n = side.active(step)
             network = networks.of(n)
             places, mask = side.places[:n, step], side.mask[:n, step]
-            network.input.value[...] = side.x[places]
+            np.take(side.x, places, axis=0, out=network.input.value, mode="clip")
             loss = network.step_gradients(side.y[places], mask)
             losses[:n] += loss * mask.sum(1)
             for row in range(n) if mu else ():

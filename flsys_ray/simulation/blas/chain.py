@@ -5,8 +5,7 @@ A chain is one path from input to logits, of `Conv1D` (with `MaxPooling1D` behin
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -14,55 +13,7 @@ import keras
 from flsys_ray.programs.lowering.signatures import Blueprint
 from flsys_ray.programs.lowering.windows import Windows
 from flsys_ray.simulation.blas.activations import ACTIVATIONS
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Where a layer's weights lie in the flat vector: `rows * columns` elements; with `bias` that is the last row."""
-
-    offset: int
-    rows: int
-    columns: int
-    bias: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ConvolutionPart:
-    """max over `pool` neighbours of activation(conv(x) + b), for an input [length, channels]."""
-
-    matrix: Matrix
-    windows: Windows
-    length: int
-    channels: int
-    activation: str
-    pool: int = 1
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs over time."""
-        return self.windows.count // self.pool
-
-
-@dataclass(frozen=True, slots=True)
-class DensePart:
-    """activation(x W + b)."""
-
-    matrix: Matrix
-    activation: str
-
-
-@dataclass(frozen=True, slots=True)
-class MeanPart:
-    """The mean over time."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlattenPart:
-    """Time and channels as one axis."""
-
-
-Part = ConvolutionPart | DensePart | MeanPart | FlattenPart
-Chain = tuple[Part, ...]
+from flsys_ray.simulation.blas.parts import Chain, ConvolutionPart, DensePart, FlattenPart, Matrix, MeanPart, Part, Sliding
 
 
 def chain_of(blueprint: Blueprint) -> Chain | None:
@@ -122,7 +73,8 @@ def _with(parts: list[Part], layer: Any, offsets: dict[int, int], last_dense: An
 def _convolved(parts: list[Part], layer: Any, offsets: dict[int, int]) -> list[Part] | None:
     _, length, channels = layer.input.shape
     size, stride, dilation = layer.kernel_size[0], layer.strides[0], layer.dilation_rate[0]
-    windows = Windows.over(length, size, stride, dilation, layer.padding)
+    w = Windows.over(length, size, stride, dilation, layer.padding)
+    windows = Sliding(w.size, w.stride, w.dilation, w.count, w.left)
     matrix, name = _matrix(layer, offsets), _name(layer.activation)
     if matrix is None or name is None or windows.count < 1:
         return None
@@ -166,14 +118,3 @@ def _matrix(layer: Any, offsets: dict[int, int]) -> Matrix | None:
     if bias and offsets[id(layer.bias)] != offset + rows * columns:
         return None
     return Matrix(offset, rows + bias, columns, bias)
-
-
-def paddings(chain: Chain) -> Iterator[tuple[int, int]]:
-    """Yield how many zeros each part needs before and after its input's time axis."""
-    for part in chain:
-        if isinstance(part, ConvolutionPart):
-            w = part.windows
-            reach = (part.outputs * part.pool - 1) * w.stride + (w.size - 1) * w.dilation + 1
-            yield w.left, max(0, reach - w.left - part.length)
-        else:
-            yield 0, 0

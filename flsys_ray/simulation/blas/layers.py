@@ -31,22 +31,16 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signal:
-    """What flows between layers: value and gradient, [n, B, T, C] or [n, B, C].
-
-    `padded` is the value with zeros around its time axis, [n, B, left + T + right, C], and `value` lies within it. The
-    same holds for the gradient. None: nobody asks for it.
-    """
+    """What flows between layers: value and gradient, [n, B, T, C] or [n, B, C]. No gradient: nobody asks for it."""
 
     value: Array
     gradient: Array | None
-    padded: Array
-    padded_gradient: Array | None
 
     def flat(self) -> "Signal":
-        """Return the same as [n, B, T * C], without a copy; the padding must be empty."""
+        """Return the same as [n, B, T * C], without a copy."""
         value = self.value.reshape(*self.value.shape[:2], -1)
         gradient = None if self.gradient is None else self.gradient.reshape(value.shape)
-        return Signal(value, gradient, value, gradient)
+        return Signal(value, gradient)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,9 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsys_ray.simulation.blas.activations import ACTIVATIONS
-from flsys_ray.simulation.blas.chain import Chain, ConvolutionPart, DensePart, FlattenPart, MeanPart, paddings
-from flsys_ray.simulation.blas.convolution import Convolution, Fold, Geometry
+from flsys_ray.simulation.blas.convolution import Convolution, Fold, Geometry, InputGradient, Transposed
 from flsys_ray.simulation.blas.layers import Array, Dense, Layer, MeanOverTime, Signal, Weights
+from flsys_ray.simulation.blas.parts import Chain, ConvolutionPart, DensePart, FlattenPart, MeanPart
+
+NARROW = 16  # columns of a product that are better than fewer
 
 
 class Room:
@@ -38,10 +40,9 @@ class Network:
         self.weights, self.gradients = room.array("weights", n, parameters), room.array("gradients", n, parameters)
         self._chain, self._batch, self._room, self._n = chain, batch, room, n
         self.layers: list[Layer] = []
-        margins = [*paddings(chain), (0, 0)]
-        self.input = signal = self._signal("input", input_shape, margins[0], gradient=False)
+        self.input = signal = Signal(room.array("input", n, batch, *input_shape), None)
         for i in range(len(chain)):
-            signal = self._add(i, signal, margins[i + 1])
+            signal = self._add(i, signal)
         self.logits = signal
         self._places = np.arange(n * batch) * signal.value.shape[-1]
 
@@ -75,32 +76,24 @@ class Network:
 
     # Making ------------------------------------------------------------------------------------------------------
 
-    def _signal(self, name: str, shape: tuple[int, ...], margins: tuple[int, int], *, gradient: bool = True) -> Signal:
-        """Return arrays for values [*shape], whose time axis has margins."""
-        time = slice(margins[0], margins[0] + shape[0])
-        larger = (shape[0] + sum(margins), *shape[1:])
-        padded = self._room.array(f"{name}/value", self._n, self._batch, *larger)
-        if not gradient:
-            return Signal(padded[:, :, time], None, padded, None)
-        array = self._room.array(f"{name}/gradient", self._n, self._batch, *larger)
-        return Signal(padded[:, :, time], array[:, :, time], padded, array)
+    def _signal(self, name: str, *shape: int) -> Signal:
+        array = self._room.array
+        return Signal(array(f"{name}/value", self._n, *shape), array(f"{name}/gradient", self._n, *shape))
 
-    def _add(self, i: int, source: Signal, following: tuple[int, int]) -> Signal:
-        """Add part i, and return its output, which the next part pads."""
+    def _add(self, i: int, source: Signal) -> Signal:
+        """Add part i, and return its output."""
         part, name = self._chain[i], f"{i}"
         if isinstance(part, FlattenPart):
             return source.flat()
         if isinstance(part, MeanPart):
-            target = self._signal(name, source.value.shape[3:], (0, 0))
+            target = self._signal(name, self._batch, *source.value.shape[3:])
             self.layers.append(MeanOverTime(source, target))
             return target
         if isinstance(part, DensePart):
-            target = self._signal(name, (part.matrix.columns,), (0, 0))
+            target = self._signal(name, self._batch, part.matrix.columns)
             self.layers.append(Dense(source, self._weights(part), target, ACTIVATIONS[part.activation]))
             return target
-        target = self._signal(name, (part.outputs, part.matrix.columns), following)
-        self._convolve(name, part, source, target)
-        return target
+        return self._convolve(name, part, source)
 
     def _weights(self, part: ConvolutionPart | DensePart) -> Weights:
         m = part.matrix
@@ -108,15 +101,65 @@ class Network:
         value, gradient = (array[:, held].reshape(shape, copy=False) for array in (self.weights, self.gradients))
         return Weights(value, gradient, m.bias)
 
-    def _convolve(self, name: str, part: ConvolutionPart, source: Signal, target: Signal) -> None:
-        w, array = part.windows, self._room.array
-        shape = (self._n, part.pool, self._batch, part.outputs)
+    def _convolve(self, name: str, part: ConvolutionPart, source: Signal) -> Signal:
+        w, array, n, batch = part.windows, self._room.array, self._n, self._batch
         geometry, weights = Geometry(w.size, w.stride, w.dilation, part.pool, part.outputs), self._weights(part)
-        columns = array(f"{name}/columns", *shape, part.matrix.rows, of=1.0)
-        sums = array(f"{name}/sums", *shape, part.matrix.columns)
+        shape, out = (part.pool, batch, part.outputs), (batch, part.outputs, part.matrix.columns)
+        sums = array(f"{name}/sums", n, *shape, part.matrix.columns)
+        value = sums[:, 0] if part.pool == 1 else array(f"{name}/value", n, *out)
+        target = Signal(value, array(f"{name}/gradient", n, *out))
+        columns = array(f"{name}/columns", n, *shape, part.matrix.rows, of=1.0)
+        padded = self._padded(f"{name}/padded", part, source.value)
+        first = array(f"{name}/first", n, batch, part.outputs, -(-part.matrix.columns // 4)).view(np.bool_)
         below = None
-        if source.padded_gradient is not None:
-            spare = array(f"{name}/spare", *source.padded_gradient.shape)
-            below = Fold(source.padded_gradient, spare, weights, geometry, columns, sums)
-        activation = ACTIVATIONS[part.activation]
-        self.layers.append(Convolution(source, weights, target, activation, geometry, columns, sums, below))
+        if source.gradient is not None:
+            changes = sums if part.pool > 1 else target.gradient[:, None]  # type: ignore[index]
+            below = self._below(name, part, source, weights, geometry, columns, changes)
+        self.layers.append(
+            Convolution(
+                source,
+                padded,
+                w.left,
+                weights,
+                target,
+                ACTIVATIONS[part.activation],
+                geometry,
+                columns,
+                sums,
+                first[..., : part.matrix.columns],
+                below,
+            )
+        )
+        return target
+
+    def _padded(self, name: str, part: ConvolutionPart, like: Array) -> Array:
+        """Return zeros with room for the windows; the array itself if it has that."""
+        if not any(part.padding):
+            return like
+        return self._room.array(name, self._n, self._batch, part.length + sum(part.padding), part.channels)
+
+    def _below(
+        self,
+        name: str,
+        part: ConvolutionPart,
+        source: Signal,
+        weights: Weights,
+        geometry: Geometry,
+        columns: Array,
+        changes: Array,
+    ) -> InputGradient:
+        """Return what makes the gradient of a convolution's input, in the way that moves fewer numbers."""
+        assert source.gradient is not None
+        w, array, n, filters = part.windows, self._room.array, self._n, part.matrix.columns
+        folded = 3 * geometry.apart * part.pool * part.channels  # cleared, copied and added, for each place
+        if w.stride > 1 or w.dilation > 1 or 2 * w.size * filters > folded:
+            padded = self._padded(f"{name}/padded-gradient", part, source.gradient)
+            spare = array(f"{name}/spare", *padded.shape)
+            return Fold(source, padded, w.left, spare, weights, geometry, columns, changes)
+        beside = max(1, NARROW // part.channels)
+        beside = beside if part.length % beside == 0 else 1
+        reach = w.size + beside - 1
+        padded = array(f"{name}/padded-changes", n, self._batch, part.length + w.size - 1, filters)
+        laid = array(f"{name}/laid", n, 1, self._batch, part.length // beside, reach, filters)
+        turned = array(f"{name}/turned", n, beside, part.channels, reach, filters)
+        return Transposed(source, padded, w.left, weights, laid, turned, changes)
