@@ -39,11 +39,14 @@ class BlasTrainer:
         self.devices = min(MOST_DEVICES, max(1, SIDE_BYTES // room.num_bytes))
         self._local = threading.local()
 
-    def train(self, group: Group) -> Deltas:
-        """Train all works of a group: those with the most steps first, so that who is done leaves at the end."""
+    def train(self, group: Group, out: Array | None = None) -> Deltas:
+        """Train all works of a group: those with the most steps first, so that who is done leaves at the end.
+
+        `out` [D, P] takes the deltas; its rows may be the bases of the same works.
+        """
         feeds = [self._feed(work) for work in group.works]
         order = sorted(range(len(group.works)), key=lambda i: -len(feeds[i].places))
-        delta = np.empty((len(order), self.manifest.parameters), np.float32)
+        delta = np.empty((len(order), self.manifest.parameters), np.float32) if out is None else out
         loss, steps = np.empty(len(order)), np.array([len(feed.places) for feed in feeds], np.int64)
         sides = -(-len(order) // self.devices)
         for side_number in range(sides):

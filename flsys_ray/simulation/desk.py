@@ -2,15 +2,15 @@
 
 A training's result is needed when its update arrives, in virtual time, and not before. Then the next ones to arrive are
 computed with it, as many as the open round still wants: what is lost on the way, or comes when the round is full, is
-mostly never computed. Who is in a group follows from virtual time alone.
+mostly never computed. Where a round gives out no more work than it wants, each group begins as soon as it is full:
+workers compute while other devices still come by. Who is in a group follows from virtual time alone.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from flsys_ray.core.layout import Vector
-from flsys_ray.simulation.executors import Executor
+from flsys_ray.simulation.executors import Executor, Promise
 from flsys_ray.simulation.training import Deltas, Group, Work
 
 
@@ -40,14 +40,16 @@ class Desk:
     Attributes:
         model: its name.
         group_size: works in a group, at most.
+        at_once: whether a full group begins before a result is needed.
     """
 
     model: str
     executor: Executor
     group_size: int
+    at_once: bool = False
     _waiting: dict[str, tuple[float, Work]] = field(default_factory=dict)
-    _groups: list[tuple[tuple[Work, ...], "Future[Deltas]"]] = field(default_factory=list)
-    _places: dict[str, tuple["Future[Deltas]", int]] = field(default_factory=dict)
+    _groups: list[tuple[tuple[Work, ...], Promise[Deltas]]] = field(default_factory=list)
+    _places: dict[str, tuple[Promise[Deltas], int]] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
     _bases: dict[int, Vector] = field(default_factory=dict)
 
@@ -56,6 +58,8 @@ class Desk:
         self._bases[work.base] = base
         if work.assignment_id not in self._places:
             self._waiting[work.assignment_id] = (arrives_at, work)
+        if self.at_once and len(self._waiting) == self.group_size:
+            self._send(tuple(work for _, work in self._waiting.values()))
 
     def drop(self, assignment_id: str) -> None:
         """Forget a training whose result nobody will ask for."""
@@ -108,15 +112,12 @@ class Desk:
 
     def _tidy(self) -> None:
         """Let go of groups whose results are all taken, and of versions that nobody begins with."""
-        kept = []
-        for works, future in self._groups:
-            ids = {work.assignment_id for work in works}
-            if ids <= self._taken:
-                self._taken -= ids
-            else:
-                kept.append((works, future))
-        if len(kept) == len(self._groups):
+        done = [i for i, (works, _) in enumerate(self._groups) if all(w.assignment_id in self._taken for w in works)]
+        if not done:
             return
-        self._groups = kept
+        for i in reversed(done):
+            works, _ = self._groups.pop(i)
+            self._taken -= {work.assignment_id for work in works}
+        kept = self._groups
         needed = {work.base for _, work in self._waiting.values()} | {w.base for works, _ in kept for w in works}
         self._bases = {number: base for number, base in self._bases.items() if number in needed}

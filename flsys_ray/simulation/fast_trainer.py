@@ -36,6 +36,7 @@ from flsys_ray.programs.lowering.signatures import Batch, Blueprint, gradients_o
 from flsys_ray.programs.manifest import Manifest, read_manifest
 from flsys_ray.simulation.blas.chain import chain_of
 from flsys_ray.simulation.blas_trainer import BlasTrainer
+from flsys_ray.simulation.crew import Recipe
 from flsys_ray.simulation.forms import BLOCKED, NATIVE
 from flsys_ray.simulation.training import Answers, Deltas, Feed, Group, TrainerSpec, Work, feed_of
 
@@ -117,6 +118,11 @@ class _Graphs:
         return made, made_slots, loss
 
     instead = NATIVE
+    at_once = 0
+
+    def recipe(self) -> Recipe | None:
+        """Return None: TensorFlow computes."""
+        return None
 
     def fresh_slots(self) -> list[Tensor]:
         """Return zeros: each trained leaf has its own part of the optimizer's state."""
@@ -164,6 +170,8 @@ class _Graphs:
 
 class OneByOne(_Graphs):
     """Trains one device after the other."""
+
+    at_once = 1
 
     def __init__(self, spec: TrainerSpec, model: Any, manifest: Manifest) -> None:
         super().__init__(spec, model, manifest)
@@ -223,7 +231,12 @@ class SideBySide(_Graphs):
         super().__init__(spec, model, manifest)
         chain = chain_of(self.blueprint)
         self.fits = chain is not None
-        self._blas = None if chain is None else BlasTrainer(spec, chain, manifest)
+        self._chain, self._blas = chain, None if chain is None else BlasTrainer(spec, chain, manifest)
+        self.at_once = self._blas.devices if self._blas is not None else 0
+
+    def recipe(self) -> Recipe | None:
+        """Return what processes make their trainers of."""
+        return None if self._chain is None else Recipe.of(self.spec, self._chain, self.manifest)
 
     def train(self, group: Group) -> Deltas:
         """Train all works of a group."""

@@ -6,15 +6,22 @@ from flsys_ray.core.layout import Vector
 from flsys_ray.core.rng import generator
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.programs.runner import Program
+from flsys_ray.simulation.crew import Recipe
 from flsys_ray.simulation.training import Answers, Deltas, Group, TrainerSpec, Work, augmenting
 
 
 class ProgramTrainer:
     """Trains with the program that phones run."""
 
+    at_once = 0
+
     def __init__(self, spec: TrainerSpec) -> None:
         self._spec = spec
         self._program = Program.load(spec.program)
+
+    def recipe(self) -> Recipe | None:
+        """Return None: LiteRT computes."""
+        return None
 
     def train(self, group: Group) -> Deltas:
         """Train all works of a group."""

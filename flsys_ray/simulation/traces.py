@@ -87,6 +87,8 @@ class Traces:
                 begin = max(begin, now)
                 if begin < end and (best is None or begin < best[0]):
                     best = begin, end
+            if best is not None and best[0] == now:
+                return best  # none begins sooner
         return best
 
     def first_visits(self, min_battery: float, spread: NDArray[np.float64]) -> NDArray[np.float64]:

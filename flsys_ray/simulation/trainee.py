@@ -68,7 +68,8 @@ class Trainee:
         self.coordinator = Coordinator(model.name, self.layout, model.plan, version, round_=0, opened_at=0.0)
         self._control_bytes = start.nbytes if model.plan.aggregation.carries_control else 0
         self.upload_bytes = payload_bytes(model.plan.compression, start.size) + self._control_bytes
-        self.desk = Desk(model.name, executor, group_size_of(model.plan))
+        exact = not model.plan.pacing.asynchronous and model.plan.pacing.slots <= updates_of(model.plan)
+        self.desk = Desk(model.name, executor, group_size_of(model.plan), at_once=exact)
         self._controls: dict[int, Vector] = {}
         self._residuals: dict[int, Vector] = {}
         self._have_shared: set[int] = set()

@@ -6,9 +6,9 @@ Windows are changed as the phone changes them, each epoch anew (`augmentation.ba
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from flsys_ray.core.pacing.buffered import Buffered
 from flsys_ray.core.pacing.deadline import Rounds
 from flsys_ray.core.plan import LocalTraining, TrainingPlan
 from flsys_ray.core.rng import generator
+
+if TYPE_CHECKING:
+    from flsys_ray.simulation.crew import Recipe
 
 MAX_GROUP = 10
 TrainerName = Literal["fast", "program"]
@@ -102,7 +105,16 @@ class TrainerSpec:
 
 
 class Trainer(Protocol):
-    """Computes local trainings of one model, and evaluates its versions."""
+    """Computes local trainings of one model, and evaluates its versions.
+
+    `at_once`: how many works it computes together; a group may be cut into parts of so many without changing a bit.
+    0: a group is one computation.
+    """
+
+    at_once: int
+
+    def recipe(self) -> "Recipe | None":
+        """Return what processes without TensorFlow can make such a trainer of; None if none can."""
 
     def train(self, group: Group) -> Deltas:
         """Train all works of a group. A device whose training diverges has a delta that is not finite."""
@@ -120,6 +132,12 @@ def make_trainer(spec: TrainerSpec) -> Trainer:
     from flsys_ray.simulation.fast_trainer import make_fast_trainer
 
     return make_fast_trainer(spec)
+
+
+def parts_of(group: Group, at_once: int) -> list[Group]:
+    """Return a group in even parts of at most so many works; 0: whole."""
+    works, count = group.works, -(-len(group.works) // at_once) if at_once else 1
+    return [replace(group, works=works[i * len(works) // count : (i + 1) * len(works) // count]) for i in range(count)]
 
 
 def group_size_of(plan: TrainingPlan) -> int:

@@ -1,7 +1,7 @@
 """The local optimizers: what one step of a program does to the trained part of its vector.
 
-Their constants are fixed: changing one is another program. `slots` is a flat vector that the device carries from step
-to step; it starts as zeros for each assignment and never leaves the phone.
+`slots` is a flat vector that the device carries from step to step; it starts as zeros for each assignment and never
+leaves the phone.
 """
 
 import math
@@ -11,12 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-Tensor = Any
+from flsys_ray.programs.lowering.constants import ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON, MOMENTUM
 
-MOMENTUM = 0.9
-ADAM_BETA_1 = 0.9
-ADAM_BETA_2 = 0.999
-ADAM_EPSILON = 1e-7
+Tensor = Any
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,16 @@ import keras
 from flsys_ray.programs.lowering.signatures import Blueprint
 from flsys_ray.programs.lowering.windows import Windows
 from flsys_ray.simulation.blas.activations import ACTIVATIONS
-from flsys_ray.simulation.blas.parts import Chain, ConvolutionPart, DensePart, FlattenPart, Matrix, MeanPart, Part, Sliding
+from flsys_ray.simulation.blas.parts import (
+    Chain,
+    ConvolutionPart,
+    DensePart,
+    FlattenPart,
+    Matrix,
+    MeanPart,
+    Part,
+    Sliding,
+)
 
 
 def chain_of(blueprint: Blueprint) -> Chain | None:

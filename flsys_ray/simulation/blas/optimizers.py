@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flsys_ray.programs.lowering.optimizers import ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON, MOMENTUM
+from flsys_ray.programs.lowering.constants import ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON, MOMENTUM
 
 Array = NDArray[np.float32]
 
