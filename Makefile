@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format bench results openapi wheel clean
+.PHONY: help demo test test-rest test-cluster check soak format bench results openapi wheel clean
 
 help: ## What there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -13,9 +13,16 @@ help: ## What there is
 demo: $(VENV)/.demo ## The main job: phones train both models through the cloud, on this machine
 	$(BIN)/flsys demo
 
-test: $(VENV)/.dev ## All tests: those without Ray on all cores, then those on one real cluster
-	$(BIN)/pytest tests --ignore tests/ray -n auto --dist loadgroup
-	$(BIN)/pytest tests/ray
+test: $(VENV)/.dev ## All tests: those on real clusters, and the others on what these leave of the cores
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going test-cluster test-rest
+
+# Told in one piece when it ends, since the others tell meanwhile. Both get Ctrl-C.
+test-cluster:
+	@told=$$(mktemp); trap 'rm -f "$$told"' EXIT; $(BIN)/pytest tests/ray >"$$told" 2>&1; ended=$$?; \
+	printf '\n%s\n' '$(BIN)/pytest tests/ray'; cat "$$told"; exit $$ended
+
+test-rest:
+	nice -n 10 $(BIN)/pytest tests --ignore tests/ray -n auto
 
 check: $(VENV)/.dev ## Style, types, import contracts, docs
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis searches, and that TensorFlow computes an operator on one thread.
+"""What all tests share: how hypothesis searches, who runs what, and that TensorFlow computes an operator on one thread.
 
 A worker of the tests has one core; and the simulation's results would depend on the number of threads.
 
@@ -6,8 +6,11 @@ A worker of the tests has one core; and the simulation's results would depend on
 `pytest --hypothesis-profile=thorough`.
 """
 
+import gc
 import os
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -15,3 +18,40 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 settings.register_profile("fast", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("fast"), derandomize=False, max_examples=2000)
 settings.load_profile("fast")
+
+# Files whose tests share what takes long to make: one worker runs all of a line, and makes it once.
+TOGETHER = (
+    ("simulation/test_simulation_trainers.py", "simulation/test_simulation_chains.py"),
+    ("simulation/test_simulation_experiment.py",),
+    ("programs/test_models.py",),
+    ("programs/test_programs_flatbuffer.py", "programs/test_programs_random.py", "programs/test_programs_runner.py"),
+    ("laws/test_attacks.py",),
+    ("docs/test_docs_extending.py",),
+    ("http/test_http_augmentation.py",),
+    ("http/test_http_commands_shared.py",),
+    ("http/test_http_public_forms.py",),
+    ("unit/test_cloud_on_s3.py",),
+    ("unit/test_store_format.py",),
+)
+GROUPS = {f"tests/{file}": line[0] for line in TOGETHER for file in line}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have workers take one test after the other, and files of `TOGETHER` as a whole, these first.
+
+    xdist's own groups (`xdist_group`) are not seen under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(nodeid.partition("::")[0], nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Take what imports made out of every later collection of garbage: it stays, and it is a million objects."""
+    gc.collect()
+    gc.freeze()

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from flsys_ray.commands.fleets import HAR_MODELS, Watch, data_for
 from flsys_ray.commands.options import (
     AppKey,
     AsJson,
@@ -23,6 +22,8 @@ from flsys_ray.commands.options import (
     split_names,
 )
 from flsys_ray.errors import InvalidInput
+
+HAR_MODELS = "har-wild"
 
 one = typer.Typer(no_args_is_help=True, help="One phone.")
 many = typer.Typer(no_args_is_help=True, help="Many phones, for load and demonstrations.")
@@ -74,7 +75,7 @@ def run_many(
     as_json: AsJson = False,
 ) -> None:
     """Run many phones, each with a user's data. Users that are held out are left for `flsys models evaluate`."""
-    from flsys_ray.commands.fleets import training_users
+    from flsys_ray.commands.fleets import data_for, training_users
 
     dataset = data_for(data)
     users = training_users(dataset, held_out, seed)
@@ -134,7 +135,7 @@ def _run(
     enrol_key: str | None,
     as_json: bool,
 ) -> None:
-    from flsys_ray.commands.fleets import Phones, fleet_of, too_few
+    from flsys_ray.commands.fleets import Phones, Watch, data_for, fleet_of, too_few
     from flsys_ray.device.fleet import run_fleet
 
     names = split_names(models)

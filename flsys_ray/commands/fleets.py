@@ -23,7 +23,6 @@ from flsys_ray.errors import InvalidInput, TryLater
 from flsys_ray.programs.manifest import read_manifest, read_tokenizer
 from flsys_ray.wire.developer_schemas import RoundInfo
 
-HAR_MODELS = "har-wild"
 LOOK_S = 0.5
 
 

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("attacks", ROOT / "benchmarks" / "attacks.py")
 attacks = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(attacks)
-pytestmark = pytest.mark.xdist_group("attacks")
 
 HELD, LOST = 0.15, 0.4
 LOUD = {"flipped x5", "scaled x100", "random"}

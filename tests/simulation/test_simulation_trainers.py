@@ -6,7 +6,7 @@ differs between runtimes.
 """
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from flsys_ray.core.types import Assignment
 from flsys_ray.device.examples import Batch
 from flsys_ray.device.trainer import train_assignment
 from flsys_ray.models import har_wild, sentiment
+from flsys_ray.programs.compile import CompiledProgram
 from flsys_ray.programs.runner import Program
 from flsys_ray.simulation.fast_trainer import OneByOne, Together, make_fast_trainer
 from flsys_ray.simulation.program_trainer import ProgramTrainer
@@ -41,8 +42,13 @@ def narrow(padding: str = "same", filters: int = 8) -> keras.Model:
     return keras.Model(window, keras.layers.Dense(4, activation="softmax")(x))
 
 
+@lru_cache
+def compiled_of(build, classes, batch_size, optimizer) -> CompiledProgram:
+    return flsys_ray.compile(build(), classes=classes, batch_size=batch_size, local_optimizer=optimizer, name="m")
+
+
 def spec_of(build, classes, *, local, batch_size=8, optimizer="sgd", examples=120, group_size=4) -> TrainerSpec:
-    compiled = flsys_ray.compile(build(), classes=classes, batch_size=batch_size, local_optimizer=optimizer, name="m")
+    compiled = compiled_of(build, tuple(classes), batch_size, optimizer)
     rng, manifest = np.random.default_rng(5), compiled.manifest
     shape = (examples, *manifest.input_shape)
     x = rng.normal(0, 1, shape).astype(np.float32)
