@@ -9,11 +9,11 @@ from pathlib import Path
 OPERATOR_KEY = "operator-key-of-the-ray-tests"
 PROGRAM = """
 import sys, pathlib, keras, flsys_ray
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(64, activation="relu"), keras.layers.Dense(3)])
 program = flsys_ray.compile(model, classes=["a", "b", "c"], batch_size=8, name="small")
 pathlib.Path(sys.argv[1]).write_bytes(program.data)
 """
-PARAMETERS = 67  # of that program
+PARAMETERS = 515  # of that program: enough for a file of them to be more than its header
 
 
 @dataclass(frozen=True)

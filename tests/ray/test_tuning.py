@@ -13,11 +13,15 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from cloud_world import open_world
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from served import served
+from typer.testing import CliRunner
 
 from flsys_ray.cli import app
 from flsys_ray.core.plan import parse_plan_yaml
 from flsys_ray.data.dataset import open_dataset
+from flsys_ray.programs.runner import Program
 from flsys_ray.simulation.experiment import Experiment, Network, builtin, run
 from flsys_ray.simulation.results import Outcome
 from tuning.configurations import fixed_configurations
@@ -54,16 +58,20 @@ def tune(folder: Path, *more: str) -> "subprocess.Popen[str]":
     )
 
 
-def kill_after_a_checkpoint(process: "subprocess.Popen[str]", trials: Path) -> None:
+def after_a_checkpoint(process: "subprocess.Popen[str]", trials: Path, number: signal.Signals) -> str:
+    """Send a signal to all of it once a trial has a checkpoint; return what it told."""
     end = time.monotonic() + KILL_S
     try:
         while not list(trials.glob("trial-*/checkpoint_*/reports.json")):
             assert time.monotonic() < end, "no trial has reported"
             assert process.poll() is None, process.communicate()[1]
             threading.Event().wait(0.02)
+        os.killpg(process.pid, number)
+        return process.communicate(timeout=120)[1]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def simulated(plan: str, rate: float, seed: int, training: Sequence[str], held_out: Sequence[str]) -> Outcome:
@@ -82,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep that was killed once, and finished."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.yaml").write_text(SWEEP)
-    kill_after_a_checkpoint(tune(folder), folder / "out" / "tune")
+    after_a_checkpoint(tune(folder), folder / "out" / "tune", signal.SIGKILL)
     process = tune(folder, "--json")
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
@@ -144,6 +152,60 @@ def test_a_finished_sweep_only_shows_its_result_and_another_is_refused(finished:
     other = tune(finished)
     assert "flsys: out holds another sweep" in other.communicate(timeout=60)[1]
     assert other.returncode == 1
+
+
+def test_the_best_plan_makes_a_model_of_a_cloud(finished: Path) -> None:
+    """As docs/tuning.md says: `flsys models create NAME --plan best_plan.yaml`, here with the sweep's own program."""
+    out = finished / "out"
+    program = (out / "program.tflite").read_bytes()
+    for world in open_world(program, Program.load(program).manifest.parameters):
+        key = world.app()
+        with served(world.http.app) as url:
+            words = ["models", "create", "tuned", "--program", str(out / "program.tflite")]
+            words += ["--plan", str(out / "best_plan.yaml"), "--url", url, "--app-key", key, "--json"]
+            done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert json.loads(done.stdout)["state"] == "training"
+        info = world.info(key, "tuned")
+        plan = parse_plan_yaml((out / "best_plan.yaml").read_text())
+        assert info["plan"] == plan.model_dump(mode="json")
+        best = json.loads((out / "summary.json").read_text())["best"]["configuration"]
+        assert info["plan"]["local"]["learning_rate"] == float(best["local.learning_rate"])
+        assert world.work(world.device(key, "one"), "tuned")["version"] == 0
+
+
+DRAWN = f"""
+data: {DATA}
+plan: {{pacing: {{name: rounds, cohort: 8, quorum: 1, deadline_s: 60}}, eligibility: {{min_examples: 1}}}}
+rounds: 3
+seed: 6
+target: 0.5
+trainer: program
+search: optuna
+trials: 3
+space:
+  pacing.cohort: {{randint: [4, 8]}}
+  pacing.quorum: {{randint: [1, 8]}}
+"""
+
+
+def test_ctrl_c_ends_a_sweep_that_goes_on_and_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(DRAWN)
+    interrupted = tune(tmp_path, "--workers", "1")
+    assert after_a_checkpoint(interrupted, tmp_path / "out" / "tune", signal.SIGINT) == ""
+    assert interrupted.returncode == 130
+    assert not (tmp_path / "out" / "summary.json").exists()
+    process = tune(tmp_path, "--workers", "1", "--json")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert "going on from where it ended" in err
+    trials = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert [(row["trial"], row["status"], row["versions"]) for row in trials] == [
+        (0, "finished", 3),
+        (1, "finished", 3),
+        (2, "refused", None),
+    ]
+    assert "quorum (5) is larger than cohort (4)" in trials[2]["problem"]
+    assert json.loads(out)["best"]["trial"] in (0, 1)
 
 
 # What Tune is told, without running it ----------------------------------------------------------------------------
