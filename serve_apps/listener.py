@@ -96,7 +96,10 @@ class PromptProtocol(HttpToolsProtocol):
 
 
 class _InOne:
-    """Writes the head of a response together with the first piece of its body: one system call and packet for two."""
+    """Writes the head of a response together with the first piece of its body: one system call and packet for two.
+
+    Of an answer to `HEAD` nothing follows: its head is written at once.
+    """
 
     def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self._transport = transport
@@ -106,7 +109,7 @@ class _InOne:
 
     def write(self, data: bytes) -> None:
         """Write what comes before a response (`100 Continue`) at once, and its head with what follows."""
-        if self._cycle.response_started and not self._begun:
+        if self._cycle.response_started and not self._begun and self._cycle.scope["method"] != "HEAD":
             self._begun, self._head = True, data
         elif self._head is not None:
             self._transport.writelines([self._head, data])

@@ -165,10 +165,12 @@ class Participation:
     def _download(self, item: OpenAssignment) -> Outcome:
         try:
             self.versions.fetch(item.message)
-        except (TryLater, Unauthenticated):
+        except (TryLater, Unauthenticated, OSError, sqlite3.OperationalError):
             raise
         except FlsysError:  # another file than announced, or none: no repetition can mend that
             return self._give_back(item, "failed")
+        except Exception as error:  # a program that cannot be loaded: as in training
+            return replace(self._give_back(item, "failed"), detail=f"failed: {type(error).__name__}: {error}")
         now = self.clock.now()
         return Outcome("downloaded", now, now, item.message.model, item.id)
 

@@ -239,6 +239,19 @@ def test_a_download_of_a_smaller_way_that_breaks_off_is_continued(tmp_path):
     assert cloud.models["har-wild"].outcomes() == ["counted"]
 
 
+@pytest.mark.parametrize("cloud_of", [Publishing, FakeCloud], ids=["public form", "version itself"])
+def test_a_program_that_this_phone_cannot_load_ends_its_assignment_and_not_the_phone(tmp_path, cloud_of):
+    cloud = cloud_of(clock=VirtualClock(START + 10_000))
+
+    def too_new(path: Path) -> SoftmaxProgram:
+        raise ValueError("an operator of a later runtime")
+
+    with open_phone(tmp_path, cloud, load_program=too_new) as phone:
+        fill(phone)
+        live(phone, cloud, most=6)
+    assert cloud.models["har-wild"].outcomes() == ["given-back"]
+
+
 @pytest.mark.parametrize("end", ["withdrawal", "erasure", "refresh"])
 def test_the_form_goes_with_consent_and_erasure_and_stays_over_a_refresh(tmp_path, end):
     cloud = Publishing(rounds=2)

@@ -165,6 +165,20 @@ def test_an_answer_without_a_body_is_sent():
     assert answer.endswith(b"\r\n\r\n")
 
 
+def test_an_answer_without_a_body_is_sent_though_the_connection_stays():
+    async def play(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for request, status in ((GET.replace(b"GET", b"HEAD"), b"405"), (GET, b"200")):
+                writer.write(request)
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    served([named("one")], play)
+
+
 def test_who_waits_for_a_continue_before_the_body_gets_it():
     app = FastAPI()
 
