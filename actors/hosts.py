@@ -25,6 +25,7 @@ from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import CheckInAnswer
 from flsys_ray.cloud.reports import closed_rounds
 from flsys_ray.cloud.standing import Standings
+from flsys_ray.core.ids import model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected
 from flsys_ray.errors import TryLater
@@ -212,7 +213,9 @@ class RayHandle:
                 self._hosts.forget(self._name)
                 continue
             except PendingCallsLimitExceeded:
-                raise TryLater(f"model {self._name!r} has too many calls waiting: try again", BUSY_S) from None
+                raise TryLater(
+                    f"model {model_name(self._name)!r} has too many calls waiting: try again", BUSY_S
+                ) from None
             except RayActorError:
                 break
             if isinstance(result, Passivated):
@@ -222,4 +225,4 @@ class RayHandle:
                 raise result
             return result
         self._hosts.forget(self._name)
-        raise TryLater(f"model {self._name!r} is being restarted: try again", RESTART_S)
+        raise TryLater(f"model {model_name(self._name)!r} is being restarted: try again", RESTART_S)

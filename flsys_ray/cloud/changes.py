@@ -25,7 +25,7 @@ def check_plan(store: ObjectStore, model: str, head: Head, plan: TrainingPlan) -
 def check_start(model: str, head: Head, plan: TrainingPlan) -> None:
     """Raises `Conflict` if a model lacks what a start needs."""
     if head.program_sha256 is None:
-        raise Conflict(f"model {model!r} has no program: PUT /v1/models/{model}/program first")
+        raise Conflict(f"model {model_name(model)!r} has no program: PUT /v1/models/{model_name(model)}/program first")
     if lacks_set(plan, head):
         raise Conflict(f"{_lacking(model, plan)}, then start it")
 
@@ -35,17 +35,19 @@ def check_program(model: str, head: Head, sha256: str) -> None:
     if head.program_sha256 == sha256:
         return
     if head.state == "archived":
-        raise Conflict(f"model {model!r} is archived: nothing changes it any more")
+        raise Conflict(f"model {model_name(model)!r} is archived: nothing changes it any more")
     if head.version is not None:
-        raise Conflict(f"model {model!r} has started: its program cannot be changed any more")
+        raise Conflict(f"model {model_name(model)!r} has started: its program cannot be changed any more")
 
 
 def program_of(model: str, head: Head) -> str:
     """Return the hash of the program that a shared set has to fit. Raises `Conflict` if the model takes no set."""
     if head.state == "archived":
-        raise Conflict(f"model {model!r} is archived: nothing changes it any more")
+        raise Conflict(f"model {model_name(model)!r} is archived: nothing changes it any more")
     if head.program_sha256 is None:
-        raise Conflict(f"model {model!r} has no program, which its shared set must fit: put the program first")
+        raise Conflict(
+            f"model {model_name(model)!r} has no program, which its shared set must fit: put the program first"
+        )
     return head.program_sha256
 
 
@@ -69,7 +71,7 @@ def augmented(store: ObjectStore, model: str, head: Head, sha256: str, program_s
     As long as there is no open round, it is that of the first one too.
     """
     if head.program_sha256 != program_sha256:
-        raise Conflict(f"model {model!r} has another program by now: put its shared set again")
+        raise Conflict(f"model {model_name(model)!r} has another program by now: put its shared set again")
     if head.shared_sha256 == sha256:
         return NOTHING
     size = store.get(places.shared(model, sha256), 0, 0).size
@@ -83,7 +85,8 @@ def lacks_set(plan: TrainingPlan, head: Head) -> bool:
 
 
 def _lacking(model: str, plan: TrainingPlan) -> str:
+    name, share = model_name(model), plan.augmentation.share
     return (
-        f"model {model!r} has no shared set, of which augmentation.share mixes in {plan.augmentation.share:g}: "
-        f"PUT /v1/models/{model_name(model)}/augmentation first (`flsys models augment`)"
+        f"model {name!r} has no shared set, of which augmentation.share mixes in {share:g}: "
+        f"PUT /v1/models/{name}/augmentation first (`flsys models augment`)"
     )

@@ -21,6 +21,7 @@ from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.model import IDLE_RETRY_S
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
 from flsys_ray.cloud.standing import Standing, Standings
+from flsys_ray.core.ids import model_name
 from flsys_ray.core.pacing.steering import Steering
 from flsys_ray.core.rng import unit
 from flsys_ray.core.scheduling.base import Candidate, CheckIn, Demand, Scheduler
@@ -159,7 +160,7 @@ class CheckIns:
         try:
             if not done:
                 task.add_done_callback(lambda late: self._came_late(device, late))
-                raise TryLater(f"model {model!r} is busy: try again", VIEW_S)
+                raise TryLater(f"model {model_name(model)!r} is busy: try again", VIEW_S)
             answer = task.result()
         except NotFound:
             return None

@@ -4,6 +4,7 @@ from itertools import islice
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.journal import Journal, VersionRef
+from flsys_ray.core.ids import model_name
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import Missing, NotFound, StoreUnavailable
 from flsys_ray.storage.base import put_same
@@ -76,7 +77,7 @@ def _manifest(journal: Journal, ref: VersionRef) -> VersionInfo:
 def restored(journal: Journal, newest: VersionRef, number: int) -> VersionRef:
     """Return the version after the newest one, with the numbers of version `number`. Raises `NotFound`."""
     if number > newest.number:
-        raise NotFound(f"model {journal.model!r} has no version {number}")
+        raise NotFound(f"model {model_name(journal.model)!r} has no version {number}")
     old = _info(journal, number)
     return VersionRef(
         number=newest.number + 1,

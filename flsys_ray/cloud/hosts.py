@@ -15,6 +15,7 @@ from flsys_ray.cloud.batches import Batch, BatchAnswer
 from flsys_ray.cloud.meter import NO_METER, Meter
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import CheckInAnswer
+from flsys_ray.core.ids import model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.types import Assignment, Counted, GivenBack, OptimizerState, Rejected, Version
 from flsys_ray.errors import OwnershipLost, TryLater
@@ -123,7 +124,7 @@ class ModelHost:
     @contextmanager
     def _entered(self, wait_s: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=wait_s):
-            raise TryLater(f"model {self._name!r} is busy: try again", BUSY_S)
+            raise TryLater(f"model {model_name(self._name)!r} is busy: try again", BUSY_S)
         try:
             yield
         finally:

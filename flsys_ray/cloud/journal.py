@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from flsys_ray.cloud import places
+from flsys_ray.core.ids import model_name
 from flsys_ray.errors import AlreadyExists, Missing, NotFound, OwnershipLost
 from flsys_ray.storage.base import ObjectStore, last_key
 from flsys_ray.wire.developer_schemas import PublicForm, RoundInfo, UpdateLine
@@ -148,7 +149,9 @@ class Journal:
             except OwnershipLost:
                 continue  # another one activated between reading and appending: take over from it
             return head
-        raise OwnershipLost(f"model {self.model!r} is being taken over by others all the time: try again", 5.0)
+        raise OwnershipLost(
+            f"model {model_name(self.model)!r} is being taken over by others all the time: try again", 5.0
+        )
 
     def append(self, kind: Kind, head: Head, at: float, updates: tuple[UpdateLine, ...] = ()) -> Entry:
         """Write the next entry: when it returns, it happened.
@@ -168,7 +171,7 @@ class Journal:
         try:
             self.store.put_new(places.log_entry(self.model, entry.seq), entry.model_dump_json().encode())
         except AlreadyExists:
-            raise OwnershipLost(f"model {self.model!r} moved to another actor: try again", 1.0) from None
+            raise OwnershipLost(f"model {model_name(self.model)!r} moved to another actor: try again", 1.0) from None
         self._go_behind(entry)
         return entry
 
@@ -181,7 +184,7 @@ class Journal:
             self.store.get(places.log_entry(self.model, self._next), 0, 0)
         except Missing:
             return
-        raise OwnershipLost(f"model {self.model!r} moved to another actor: try again", 1.0)
+        raise OwnershipLost(f"model {model_name(self.model)!r} moved to another actor: try again", 1.0)
 
     def entries(self) -> Iterator[Entry]:
         """Yield every entry, oldest first."""

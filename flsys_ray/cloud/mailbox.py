@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
+from flsys_ray.core.ids import model_name
 from flsys_ray.errors import TryLater
 
 T = TypeVar("T")
@@ -55,7 +56,9 @@ class Mailboxes(Generic[T, R]):
         """
         box = self._boxes.setdefault(address, _Box())
         if len(box.waiting) >= self._limit:
-            raise TryLater(f"{self._limit} calls wait for model {address!r} already: try again", FULL_RETRY_S)
+            raise TryLater(
+                f"{self._limit} calls wait for model {model_name(address)!r} already: try again", FULL_RETRY_S
+            )
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         box.waiting.append((item, answer))
         if box.pump is None or box.pump.done():

@@ -33,7 +33,7 @@ from flsys_ray.cloud.reports import closed_rounds, model_info, open_demand, open
 from flsys_ray.cloud.versions import load_plan, load_program, save_plan
 from flsys_ray.core.aggregation.partial import Line
 from flsys_ray.core.coordinator import Coordinator
-from flsys_ray.core.ids import is_evaluation
+from flsys_ray.core.ids import is_evaluation, model_name
 from flsys_ray.core.plan import TrainingPlan
 from flsys_ray.core.step import prepared
 from flsys_ray.core.types import Assignment, Counted, GivenBack, Rejected, RoundSummary, Update, Version
@@ -191,7 +191,7 @@ class DurableModel:
         if self._head.state == "training":
             return
         if self._head.state == "finished":
-            raise Conflict(f"model {self.model!r} is finished")
+            raise Conflict(f"model {model_name(self.model)!r} is finished")
         if self._head.version is not None:
             self._set_state("resumed", "training")
             return
@@ -209,7 +209,9 @@ class DurableModel:
         """Give out no more work. Updates of the open round still count."""
         self._look_up()
         if self._head.state not in ("training", "paused"):
-            raise Conflict(f"model {self.model!r} is {self._head.state}: only a training model can be paused")
+            raise Conflict(
+                f"model {model_name(self.model)!r} is {self._head.state}: only a training model can be paused"
+            )
         self._set_state("paused", "paused")
 
     def stop(self) -> None:
@@ -223,7 +225,7 @@ class DurableModel:
             return
         self._look_up()
         if self._head.state not in ("draft", "finished"):
-            raise Conflict(f"model {self.model!r} is {self._head.state}: stop it first")
+            raise Conflict(f"model {model_name(self.model)!r} is {self._head.state}: stop it first")
         self._set_state("archived", "archived")
 
     def promote(self, number: int | None) -> None:
@@ -231,7 +233,7 @@ class DurableModel:
         self._look_up()
         newest = self._head.version
         if newest is None or (number is not None and number > newest.number):
-            raise NotFound(f"model {self.model!r} has no version {'yet' if number is None else number}")
+            raise NotFound(f"model {model_name(self.model)!r} has no version {'yet' if number is None else number}")
         if self._head.promoted != number:
             with self._trusted():
                 self._append("promoted", promoted=number)
@@ -241,7 +243,9 @@ class DurableModel:
         self._look_up()
         coordinator, newest = self._open(), self._head.version
         if coordinator is None or newest is None:
-            raise Conflict(f"model {self.model!r} is {self._head.state}: only a model that trains can go back")
+            raise Conflict(
+                f"model {model_name(self.model)!r} is {self._head.state}: only a model that trains can go back"
+            )
         if number in (newest.number, newest.restored_from):
             return
         ref = restored(self._journal, newest, number)
@@ -312,13 +316,13 @@ class DurableModel:
         with self._trusted():
             self._journal.check_fence()
         if self._head.state == "archived":
-            raise Conflict(f"model {self.model!r} is archived: nothing changes it any more")
+            raise Conflict(f"model {model_name(self.model)!r} is archived: nothing changes it any more")
 
     @contextmanager
     def _trusted(self) -> Iterator[None]:
         """Run writes. If one fails, what is in memory may differ from the store: nothing is said from it any more."""
         if self._broken:
-            raise OwnershipLost(f"model {self.model!r} is being reloaded: try again", 1.0)
+            raise OwnershipLost(f"model {model_name(self.model)!r} is being reloaded: try again", 1.0)
         try:
             yield
         except BaseException:  # an interrupt between two writes leaves as much behind as an error

@@ -3,9 +3,10 @@
 import inspect
 import logging
 
+import httpx2
 import pytest
 from cloud_fakes import FaultyStore
-from cloud_world import World, bearer, open_world, problem
+from cloud_world import PAIR, World, bearer, open_world, problem
 from fastapi.testclient import TestClient
 from tiny_program import PARAMETERS, tiny_program
 
@@ -169,6 +170,33 @@ def test_a_model_that_moved_is_told_once_and_then_answers(faulty: tuple[World, F
     for other in open_world(world.program, world.size, store.inner):
         assert other.info(key)["state"] == "training"
     reply = world.upload(token, work)
-    problem(reply, 503, OwnershipLost.code)
+    assert "model 'tiny' moved" in problem(reply, 503, OwnershipLost.code)["detail"]
     assert reply.headers["retry-after"] == "1"
     assert world.upload(token, work).json() == {"status": "counted", "duplicate": True}
+
+
+def test_an_app_is_told_of_its_model_by_name_and_where_a_missing_thing_goes(faulty: tuple[World, FaultyStore]):
+    world, _ = faulty
+    key = world.app()
+    address = {"json": {"version": 7}, "headers": bearer(key)}
+
+    def refused(reply: httpx2.Response, status: int = 409) -> str:
+        found = str(problem(reply, status, {404: "not-found", 409: "conflict"}[status])["detail"])
+        assert found.startswith("model 'tiny' ")
+        return found
+
+    world.draft(key, plan=PAIR | {"augmentation": {"share": 0.5}})
+    assert "PUT /v1/models/tiny/program" in refused(world.act(key, "start"))
+    refused(world.http.put("/v1/models/tiny/augmentation", content=b"x", headers=bearer(key)))
+    world.put_program(key)
+    assert "PUT /v1/models/tiny/augmentation" in refused(world.act(key, "start"))
+    refused(world.act(key, "pause"))
+    world.draft(key)
+    assert world.act(key, "start").status_code == 200
+    refused(world.act(key, "archive"))
+    for action in ("promote", "rollback"):
+        refused(world.http.post(f"/v1/models/tiny/{action}", **address), 404)
+    world.act(key, "stop")
+    refused(world.act(key, "start"))
+    world.act(key, "archive")
+    refused(world.act(key, "start"))
