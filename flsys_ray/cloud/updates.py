@@ -151,12 +151,13 @@ class Updates:
 
     def _decode(self, ticket: Ticket, body: bytes) -> Update:
         work = ticket.assignment
-        layout = self._manifest(work.model, ticket.program_sha256).to_layout()
+        manifest = self._manifest(work.model, ticket.program_sha256)
         plan = self._plan(work.model, ticket.plan_sha256)
         try:
             control, accepted = plan.aggregation.carries_control, (plan.compression,)
-            decoded = decode_update(body, layout, plan.limits.max_abs_delta, control=control, accepted=accepted)
-            if flaw := flaw_of_norm(decoded.delta, plan):
+            layout, limit = manifest.to_layout(), plan.limits.max_abs_delta
+            decoded = decode_update(body, layout, limit, control=control, accepted=accepted)
+            if flaw := flaw_of_norm(decoded.delta, plan) or _flaw_of_labels(decoded.labels, len(manifest.classes)):
                 raise UpdateUnusable(flaw)
         except UpdateUnusable as error:
             raise UpdateUnusable(f"update for {model_name(work.model)} v{work.version}: {error.message}") from None
@@ -166,6 +167,12 @@ class Updates:
 def _key(ticket: Ticket) -> str:
     work = ticket.assignment
     return places.update(work.model, work.round, work.assignment_id, work.device_id)
+
+
+def _flaw_of_labels(labels: tuple[int, ...] | None, classes: int) -> str:
+    if labels is None or len(labels) == classes:
+        return ""
+    return f"metadata 'labels' has {len(labels)} counts, the program has {classes} classes"
 
 
 def _late(ticket: Ticket, reason: str) -> Late:

@@ -86,7 +86,8 @@ def test_labels_that_no_plan_asks_for_are_not_kept(world: World, key: str):
 @pytest.mark.parametrize(
     ("name", "text"),
     [("train_s", "-1"), ("train_s", "nan"), ("train_s", "1e12"), ("train_s", ""), ("labels", ""), ("labels", "1,,2"),
-     ("labels", "1,-2"), ("labels", "1.5"), ("labels", ",".join("1" * 1001)), ("labels", "9" * 10), ("labels", "one")],
+     ("labels", "1,-2"), ("labels", "1.5"), ("labels", ",".join("1" * 1001)), ("labels", "9" * 10), ("labels", "one"),
+     ("labels", "1,2"), ("labels", "1,2,3,4")],
 )  # fmt: skip
 def test_what_is_told_wrong_is_refused_by_name(world: World, key: str, name: str, text: str):
     world.training(key, plan=PAIR | {"selection": "class_balance"})
