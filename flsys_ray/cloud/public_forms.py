@@ -2,7 +2,7 @@
 
 Each lies there in three ways, all under the hash of their bytes: in full (float32, for phones that know of nothing
 else), whole in half precision, and, where that is smaller, as a step from the form before it. A form names the last
-steps that lead to it, as many as are smaller together than the whole.
+steps that lead to it, as many as are smaller together than the whole, and no more than `STEPS`.
 """
 
 from collections.abc import Mapping

@@ -10,6 +10,8 @@ from flsys_ray.core.layout import Vector
 from flsys_ray.errors import UpdateUnusable
 from flsys_ray.wire.tensors import decode_parts, encode_tensors, encoding_of
 
+STEPS = 32  # the most that a form names: each takes some 300 bytes of every assignment
+
 
 def encode_half(public: Vector) -> bytes:
     """Return a safetensors file with one tensor `parameters` F16 [P]: exact for a public form."""
@@ -52,10 +54,10 @@ def form_after(
 
 
 def worth(sizes: Sequence[int], limit: int) -> int:
-    """Return how many of the last steps, of these sizes, have less than `limit` bytes together."""
+    """Return how many of the last steps, of these sizes, have less than `limit` bytes together; at most `STEPS`."""
     total = 0
-    for kept, size in enumerate(reversed(sizes)):
+    for kept, size in enumerate(reversed(sizes[-STEPS:])):
         total += size
         if total >= limit:
             return kept
-    return len(sizes)
+    return min(len(sizes), STEPS)

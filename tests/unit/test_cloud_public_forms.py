@@ -11,14 +11,18 @@ from flsys_ray.cloud import places
 from flsys_ray.cloud.creation import create_model
 from flsys_ray.cloud.model import DurableModel
 from flsys_ray.cloud.offers import Offer
+from flsys_ray.cloud.public_forms import public_form
 from flsys_ray.cloud.replay import replay
 from flsys_ray.cloud.stored_updates import to_update
 from flsys_ray.cloud.versions import sha256
+from flsys_ray.compression.top_k import TopK
 from flsys_ray.core.plan import parse_plan
 from flsys_ray.core.types import Counted, OptimizerState, Version
 from flsys_ray.programs.manifest import LeafEntry, Manifest, pack, read_manifest
+from flsys_ray.storage.base import put_same
 from flsys_ray.storage.memory import MemoryStore
 from flsys_ray.wire.developer_schemas import VersionInfo
+from flsys_ray.wire.public_forms import STEPS
 from flsys_ray.wire.tensors import decode_update, encode_update
 
 MODEL, SIZE = "acme/har", 1000
@@ -120,3 +124,19 @@ def test_a_replay_notices_a_form_that_is_not_what_the_plan_makes(change: str, mo
 
     monkeypatch.setattr(module, "public_form", other)
     assert [one.verdict for one in replay(store, MODEL)] == ["equal", *["differs"] * 3]
+
+
+def test_what_an_assignment_says_of_its_steps_stays_small_however_small_they_are():
+    """It is said in each assignment, entry of the log and manifest, to phones that need no step of them as well."""
+    size, form, store = 20_000, None, MemoryStore()
+    plan = PLAN.model_copy(update={"download": TopK(fraction=1e-4)})
+    for number in range(50):
+        version = Version(number, np.full(size, number / 100, np.float32), OptimizerState())
+        made = public_form(store, MODEL, version, plan, form)
+        assert made is not None
+        for place, body in made.files.items():
+            put_same(store, place, body)
+        form = made.form
+    assert form is not None
+    assert len(form.steps) == STEPS
+    assert len(form.model_dump_json()) < 10_000
