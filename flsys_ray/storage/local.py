@@ -22,6 +22,9 @@ _TEMPORARY = ".new-"
 _LOCKS = ".locks"
 _TICK_NS = 1000
 _MOST_FOLDERS = 10_000
+# Why a folder above the store cannot be synced: it is somebody else's, or of a file system (that of automounts, /proc)
+# that keeps nothing. It was there before.
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL)
 
 
 class LocalStore(ObjectStore):
@@ -113,8 +116,11 @@ class LocalStore(ObjectStore):
             folder.mkdir(mode=0o700)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with suppress(PermissionError):  # above the store: a folder of somebody else's, which was there before
+        try:
             _sync_folder(folder.parent)
+        except OSError as error:
+            if error.errno not in _NOT_OURS or folder.parent.is_relative_to(self.folder):
+                raise
         if len(self._durable) >= _MOST_FOLDERS:
             self._durable.clear()
         self._durable.add(folder)

@@ -770,6 +770,14 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
         LocalStore(tmp_path / "file")
 
 
+@pytest.mark.skipif(not Path("/proc/self/root").is_dir(), reason="this system has no /proc")
+def test_a_store_may_lie_below_folders_that_cannot_be_synced(tmp_path):
+    """As below an automount: what is above the store was there before it."""
+    store = LocalStore(f"/proc/self/root{tmp_path}/store")
+    store.put_new("a/k", b"1")
+    assert LocalStore(tmp_path / "store").get("a/k").body == b"1"
+
+
 def test_another_object_on_the_same_folder_is_the_same_store(tmp_path):
     LocalStore(tmp_path).put_new("k", b"1")
     assert LocalStore(str(tmp_path)).get("k").body == b"1"
