@@ -40,7 +40,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Every performance figure that the docs quote
+bench: $(VENV)/.dev ## The figures of speed, memory and bytes that the docs quote
 	$(BIN)/python benchmarks/program_step.py
 	$(BIN)/python benchmarks/coordinator.py
 	$(BIN)/python benchmarks/ingest.py
@@ -56,6 +56,7 @@ bench: $(VENV)/.dev ## Every performance figure that the docs quote
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/aggregation_memory.py
 	$(BIN)/python benchmarks/s3.py
+	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/simulation_scale.py
 	$(BIN)/python benchmarks/simulation_scale.py --devices 1000000 --rounds 20

@@ -68,7 +68,7 @@ def simulate(
     pool = _executor(executor, specs, workers)
     try:
         simulation = Simulation(models, fleet, pool, terms)
-        keeper = Checkpoints(out, checkpoint_every_s) if out is not None else None
+        keeper = Checkpoints(out, checkpoint_every_s, trainer) if out is not None else None
         if keeper is not None and resume:
             keeper.restore(simulation)
         show = _Shown(models, quiet=str(json_file) == "-")

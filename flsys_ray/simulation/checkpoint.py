@@ -24,10 +24,14 @@ FILE = "checkpoint.pickle"
 
 @dataclass(slots=True)
 class Checkpoints:
-    """Checkpoints of one simulation in a folder, one in `every_s` seconds of real time."""
+    """Checkpoints of one simulation in a folder, one in `every_s` seconds of real time.
+
+    `trainer` is the name of what trains: the simulation does not know it, and the bits follow from it.
+    """
 
     folder: Path
     every_s: float
+    trainer: str = ""
     clock: Callable[[], float] = time.monotonic
     _last: float | None = field(default=None)
 
@@ -47,7 +51,8 @@ class Checkpoints:
         path = self.folder / FILE
         part = path.with_name(f"{FILE}.{os.getpid()}")
         with part.open("wb") as file:
-            pickle.dump((fingerprint(simulation), simulation.state, trainees), file, pickle.HIGHEST_PROTOCOL)
+            made_of = fingerprint(simulation, self.trainer)
+            pickle.dump((made_of, simulation.state, trainees), file, pickle.HIGHEST_PROTOCOL)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -63,16 +68,16 @@ class Checkpoints:
         if not path.is_file():
             raise NotFound(f"no checkpoint in {self.folder}: run without --resume")
         made_of, state, trainees = pickle.loads(path.read_bytes())
-        if made_of != fingerprint(simulation):
+        if made_of != fingerprint(simulation, self.trainer):
             raise Conflict(f"the checkpoint in {self.folder} is of another plan, seed, data set, trainer or fleet")
         simulation.state = state
         for name, saved in trainees.items():
             simulation.trainees[name].restore(saved)
 
 
-def fingerprint(simulation: Simulation) -> str:
+def fingerprint(simulation: Simulation, trainer: str) -> str:
     """Return the hash of all that the results follow from. The executor and the number of workers are not in it."""
-    digest = hashlib.sha256(repr(simulation.terms).encode())
+    digest = hashlib.sha256(repr((simulation.terms, trainer)).encode())
     for array in vars(simulation.traces).values():
         digest.update(np.asarray(array).tobytes())
     for model in simulation.models.values():

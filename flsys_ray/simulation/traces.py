@@ -75,21 +75,23 @@ class Traces:
         """Return the next stretch, from `now` on, in which a device may train: its beginning and end, UTC seconds.
 
         None: it never may. Whether a window is long enough for the battery to reach `min_battery` is part of it.
+        Windows that overlap or touch are one stretch.
         """
         first, last = int(self.offsets[device]), int(self.offsets[device + 1])
         wait_s = max(0.0, (min_battery - float(self.battery_fraction[device])) / CHARGE_PER_S)
         period = int(now // self.period_s)
-        best: tuple[float, float] | None = None
+        stretches: list[tuple[float, float]] = []
+        found: tuple[float, float] | None = None
         for number in (period - 1, period, period + 1):
             for window in range(first, last):
-                begin = number * self.period_s + float(self.starts[window]) + wait_s
                 end = number * self.period_s + float(self.ends[window])
-                begin = max(begin, now)
-                if begin < end and (best is None or begin < best[0]):
-                    best = begin, end
-            if best is not None and best[0] == now:
-                return best  # none begins sooner
-        return best
+                if end > now:
+                    begin = max(now, number * self.period_s + float(self.starts[window]) + wait_s)
+                    stretches += [(begin, end)] if begin < end else []
+            found = _first_of(stretches)
+            if found is not None and found[1] < (number + 1) * self.period_s:
+                return found  # windows of the next period begin later
+        return found
 
     def first_visits(self, min_battery: float, spread: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return when each device first comes by, float64 [D]: `spread` (0 to 1) of a minute after it may."""
@@ -101,6 +103,18 @@ class Traces:
             open_ = begin < number * self.period_s + self.ends.astype(np.float64)
             np.minimum.at(visits, device[open_], begin[open_])
         return visits + spread * SPREAD_S
+
+
+def _first_of(stretches: list[tuple[float, float]]) -> tuple[float, float] | None:
+    """Return the earliest of some stretches, with those that begin before it ends."""
+    if not stretches:
+        return None
+    stretches.sort()
+    begin, end = stretches[0]
+    for other, other_end in stretches:
+        if other <= end:
+            end = max(end, other_end)
+    return begin, end
 
 
 def always_there(devices: int, *, speed: float = 1.0, bytes_per_s: float = 1e9) -> Traces:

@@ -37,6 +37,18 @@ def test_the_next_stretch_of_a_device(now, expected):
     assert traces.eligible(0, now, 0.3) == expected
 
 
+def test_windows_that_overlap_or_touch_are_one_stretch():
+    traces = one_device((12 * HOUR, 13 * HOUR), (11 * HOUR, 12.7 * HOUR), (13 * HOUR, 14 * HOUR), (15 * HOUR, 16 * HOUR))
+    assert traces.eligible(0, 12.5 * HOUR, 0.3) == (12.5 * HOUR, 14 * HOUR)
+    assert traces.eligible(0, 11.5 * HOUR, 0.3) == (11.5 * HOUR, 14 * HOUR)
+    assert traces.eligible(0, 14.5 * HOUR, 0.3) == (15 * HOUR, 16 * HOUR)
+
+
+def test_a_device_that_is_always_there_is_there_over_midnight():
+    begin, end = always_there(1).eligible(0, DAY_S - 1, 0.3)
+    assert (begin, end >= 2 * DAY_S - 1) == (DAY_S - 1, True)
+
+
 def test_a_device_waits_until_its_battery_is_charged():
     traces = one_device((12 * HOUR, 14 * HOUR), battery=0.1)
     begin, end = traces.eligible(0, 0.0, 0.6)  # half of the capacity an hour: an hour for 0.5
