@@ -288,7 +288,6 @@ class Simulation:
         trainee.tally.device_s += arrival.device_s
         counted = False
         if arrival.fate == "arrives":
-            trainee.tally.upload_bytes += trainee.upload_bytes
             counted, computed = trainee.submit(arrival.assignment, arrival.device, state.now, arrival.device_s)
             state.trained += computed
         elif arrival.fate == "given-back":

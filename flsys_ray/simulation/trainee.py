@@ -125,6 +125,7 @@ class Trainee:
         pair = self._pairs.pop(work.assignment_id, None)
         if self.coordinator.misplaced(work, now) is not None:
             self.desk.drop(work.assignment_id)
+            self.tally.upload_bytes += self.upload_bytes
             return False, 0
         result = self.desk.result(work.assignment_id, updates_of(self.model.plan) - self.coordinator.counters.counted)
         try:
@@ -132,6 +133,7 @@ class Trainee:
         except UpdateUnusable:
             self.coordinator.give_back(work, now)  # a phone uploads nothing, and gives the work back
             return False, 1
+        self.tally.upload_bytes += self.upload_bytes
         counted = isinstance(self.coordinator.submit(sent.update, now), Counted)
         if counted and sent.control is not None:
             self._controls[device] = sent.control

@@ -207,6 +207,15 @@ def test_devices_that_give_their_work_back_are_counted_so():
     assert sum(row.download_bytes for row in rows) < 67 * 4 * sum(row.assigned for row in rows)
 
 
+def test_a_device_whose_training_diverges_uploads_nothing_and_gives_its_work_back():
+    plan = plan_of(ROUNDS, local={"epochs": 2, "learning_rate": 1e30})
+    simulation = simulation_of(plan, traces=ideal(), terms=Terms(horizon_s=59.0))  # before the first deadline
+    assert simulation.run().trainings > 0
+    trainee = simulation.trainees["model-0"]
+    assert trainee.coordinator.counters.given_back > 0
+    assert trainee.tally.upload_bytes == trainee.coordinator.counters.counted == 0
+
+
 def test_a_fleet_that_never_comes_ends_at_the_horizon():
     empty = replace(
         ideal(), starts=np.zeros(0, np.float32), ends=np.zeros(0, np.float32), offsets=np.zeros(41, np.int64)
