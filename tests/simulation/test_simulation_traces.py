@@ -38,7 +38,8 @@ def test_the_next_stretch_of_a_device(now, expected):
 
 
 def test_windows_that_overlap_or_touch_are_one_stretch():
-    traces = one_device((12 * HOUR, 13 * HOUR), (11 * HOUR, 12.7 * HOUR), (13 * HOUR, 14 * HOUR), (15 * HOUR, 16 * HOUR))
+    hours = ((12, 13), (11, 12.7), (13, 14), (15, 16))
+    traces = one_device(*((begin * HOUR, end * HOUR) for begin, end in hours))
     assert traces.eligible(0, 12.5 * HOUR, 0.3) == (12.5 * HOUR, 14 * HOUR)
     assert traces.eligible(0, 11.5 * HOUR, 0.3) == (11.5 * HOUR, 14 * HOUR)
     assert traces.eligible(0, 14.5 * HOUR, 0.3) == (15 * HOUR, 16 * HOUR)
