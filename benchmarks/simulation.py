@@ -145,10 +145,10 @@ def run(form: str, workload: Workload) -> dict[str, float]:
     return {"per_s": trainings / wall_s, "cpu_ms": cpu_s / trainings * 1e3, "rounds": len(ends)}
 
 
-def now() -> tuple[float, float]:
-    """Return the time, and the CPU time of this process and of all that descend from it, seconds."""
+def now(root: int | None = None) -> tuple[float, float]:
+    """Return the time, and the CPU time of a process (this one) and of all that descend from it, seconds."""
     ticks = 0
-    for pid in family(os.getpid()):
+    for pid in family(root or os.getpid()):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:

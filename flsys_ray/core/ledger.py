@@ -13,6 +13,7 @@ _COUNTER: dict[Outcome, str] = {
     "given-back": "given_back",
     "late": "late",
 }
+_AMOUNTS = tuple(field.name for field in fields(Counters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Entry:
 
 def moved(counters: Counters, before: Outcome | None, after: Outcome) -> Counters:
     """Return the counters when an assignment's outcome changes; None before: it was not known."""
-    amounts = {field.name: getattr(counters, field.name) for field in fields(Counters)}
+    amounts = {name: getattr(counters, name) for name in _AMOUNTS}
     amounts["assigned"] += before is None
     if before is not None:
         amounts[_COUNTER[before]] -= 1

@@ -48,8 +48,8 @@ class Desk:
     group_size: int
     at_once: bool = False
     _waiting: dict[str, tuple[float, Work]] = field(default_factory=dict)
-    _groups: list[tuple[tuple[Work, ...], Promise[Deltas]]] = field(default_factory=list)
-    _places: dict[str, tuple[Promise[Deltas], int]] = field(default_factory=dict)
+    _groups: list["_Sent"] = field(default_factory=list)
+    _places: dict[str, tuple["_Sent", int]] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
     _bases: dict[int, Vector] = field(default_factory=dict)
 
@@ -64,22 +64,21 @@ class Desk:
     def drop(self, assignment_id: str) -> None:
         """Forget a training whose result nobody will ask for."""
         self._waiting.pop(assignment_id, None)
-        if self._places.pop(assignment_id, None) is not None:
-            self._taken.add(assignment_id)
-            self._tidy()
+        if assignment_id in self._places:
+            self._take(assignment_id)
 
     def result(self, assignment_id: str, wanted: int) -> Result:
         """Return a training's result, and forget it. `wanted` results, this one included, will probably be needed."""
         if assignment_id not in self._places:
             self._begin(assignment_id, wanted)
-        future, row = self._places[assignment_id]
-        deltas = future.result()
+        sent, row = self._places[assignment_id]
+        deltas = sent.promise.result()
         self.drop(assignment_id)
         return Result(deltas.delta[row], float(deltas.loss[row]), max(1, int(deltas.steps[row])))
 
     def state(self) -> DeskState:
         """Return the state, without results: they are computed again, in the same groups."""
-        groups = tuple(works for works, _ in self._groups)
+        groups = tuple(sent.works for sent in self._groups)
         return DeskState(tuple(self._waiting.values()), groups, frozenset(self._taken), dict(self._bases))
 
     def restore(self, state: DeskState) -> None:
@@ -88,9 +87,8 @@ class Desk:
         self._waiting = {work.assignment_id: (at, work) for at, work in state.waiting}
         for works in state.groups:
             self._send(works)
-        self._taken = set(state.taken)
-        for assignment_id in self._taken:
-            self._places.pop(assignment_id, None)
+        for assignment_id in state.taken:
+            self._take(assignment_id)
 
     def _begin(self, assignment_id: str, wanted: int) -> None:
         """Send the training and those that arrive next to workers, in even groups."""
@@ -104,20 +102,29 @@ class Desk:
 
     def _send(self, works: tuple[Work, ...]) -> None:
         bases = {work.base: self._bases[work.base] for work in works}
-        future = self.executor.train(Group(self.model, works, bases))
-        self._groups.append((works, future))
+        sent = _Sent(works, self.executor.train(Group(self.model, works, bases)), len(works))
+        self._groups.append(sent)
         for row, work in enumerate(works):
             self._waiting.pop(work.assignment_id, None)
-            self._places[work.assignment_id] = (future, row)
+            self._places[work.assignment_id] = (sent, row)
 
-    def _tidy(self) -> None:
-        """Let go of groups whose results are all taken, and of versions that nobody begins with."""
-        done = [i for i, (works, _) in enumerate(self._groups) if all(w.assignment_id in self._taken for w in works)]
-        if not done:
+    def _take(self, assignment_id: str) -> None:
+        """A result is taken. With its last one a group is let go of, and versions that nobody begins with."""
+        sent, _ = self._places.pop(assignment_id)
+        self._taken.add(assignment_id)
+        sent.left -= 1
+        if sent.left:
             return
-        for i in reversed(done):
-            works, _ = self._groups.pop(i)
-            self._taken -= {work.assignment_id for work in works}
-        kept = self._groups
-        needed = {work.base for _, work in self._waiting.values()} | {w.base for works, _ in kept for w in works}
+        self._groups.remove(sent)
+        self._taken -= {work.assignment_id for work in sent.works}
+        needed = {work.base for _, work in self._waiting.values()} | {w.base for one in self._groups for w in one.works}
         self._bases = {number: base for number, base in self._bases.items() if number in needed}
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A group that workers have, and how many of its results are not taken."""
+
+    works: tuple[Work, ...]
+    promise: Promise[Deltas]
+    left: int

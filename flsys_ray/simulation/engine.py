@@ -136,12 +136,13 @@ class Simulation:
         """
         start, ended = time.perf_counter(), "finished"
         while not all(trainee.coordinator.finished for trainee in self.trainees.values()):
-            at = self._next_at()
+            deadline = self._next_deadline()
+            at = min(deadline, self._next_event())
             if at > self.terms.horizon_s:
                 ended = "horizon"
                 break
             rows = len(self.state.rows)
-            self._step(at, on_round)
+            self._step(at, deadline, on_round)
             if between is not None and len(self.state.rows) > rows and between(self):
                 ended = "paused"
                 break
@@ -156,23 +157,28 @@ class Simulation:
 
     # Events ------------------------------------------------------------------------------------------------------
 
-    def _next_at(self) -> float:
+    def _next_event(self) -> float:
+        """Return when a device comes by next, or an assignment ends."""
         arrival = self.state.arrivals[0].at if self.state.arrivals else math.inf
-        deadlines = (trainee.coordinator.next_deadline() for trainee in self.trainees.values())
-        return min(arrival, self.state.agenda.next_at(), *(at for at in deadlines if at is not None))
+        return min(arrival, self.state.agenda.next_at())
 
-    def _step(self, at: float, on_round: Callable[[Row], None]) -> None:
-        """Do what happens next."""
+    def _next_deadline(self) -> float:
+        """Return when the next round ends at the latest."""
+        deadlines = [trainee.coordinator.next_deadline() for trainee in self.trainees.values()]
+        return min((at for at in deadlines if at is not None), default=math.inf)
+
+    def _step(self, at: float, soonest: float, on_round: Callable[[Row], None]) -> None:
+        """Do what happens next, at an instant; `soonest` is the next deadline."""
         state = self.state
         state.now = max(state.now, at)
-        for name, trainee in self.trainees.items():
+        for name, trainee in self.trainees.items() if soonest <= state.now else ():
             deadline = trainee.coordinator.next_deadline()
             if deadline is not None and deadline <= state.now:
                 self._tick(name, on_round)
                 return
         if state.arrivals and state.arrivals[0].at <= state.agenda.next_at():
             arrival = heapq.heappop(state.arrivals)
-            self._tick(arrival.model, on_round)
+            self._pass_time(arrival.model, on_round)
             self._arrive(arrival)
             self._tick(arrival.model, on_round)
         else:
@@ -188,7 +194,7 @@ class Simulation:
             return
         retry_s = math.inf
         for name in self._order(device):
-            self._tick(name, on_round)
+            self._pass_time(name, on_round)
             trainee = self.trainees[name]
             trainee.tally.check_ins += 1
             answer = trainee.coordinator.check_in(str(device), state.now)
@@ -297,6 +303,11 @@ class Simulation:
         if arrival.fate == "dropped-out":  # or it would only begin the same work again
             back_at = max(back_at, arrival.assignment.deadline)
         state.agenda.set(arrival.device, back_at)
+
+    def _pass_time(self, name: str, on_round: Callable[[Row], None]) -> None:
+        """Tick before a call, where time alone changes something: a round ends by an arrival or at its deadline."""
+        if self.models[name].plan.pacing.asynchronous:
+            self._tick(name, on_round)
 
     def _tick(self, name: str, on_round: Callable[[Row], None]) -> None:
         """Close the model's round if it is time."""

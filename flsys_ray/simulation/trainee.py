@@ -75,6 +75,8 @@ class Trainee:
         self._have_shared: set[int] = set()
         self._pairs: dict[str, ControlPair] = {}
         self._downloads = Downloads(model.plan.download, model.plan.seed)
+        self._plain_downloads, self._plain_uploads = model.plan.download == FLOAT32, model.plan.compression == FLOAT32
+        self._last_rate: tuple[int, float] = (-1, 0.0)
         self._keep_bases()
 
     def steps(self, device: int) -> int:
@@ -94,7 +96,7 @@ class Trainee:
 
     def downloaded(self, device: int, work: Assignment) -> None:
         """A device has got its base, and the shared set if there is one: it keeps both."""
-        if self.model.plan.download != FLOAT32:
+        if not self._plain_downloads:
             self._downloads.held[device] = work.version
         if self.model.plan.augmentation.share > 0:
             self._have_shared.add(device)
@@ -118,7 +120,9 @@ class Trainee:
         return np.concatenate([population.rows(device), population.portion(device, plan.augmentation.share, plan.seed)])
 
     def _rate(self, work: Assignment) -> float:
-        return self.model.plan.local.at(work.version).learning_rate
+        if self._last_rate[0] != work.version:
+            self._last_rate = work.version, self.model.plan.local.at(work.version).learning_rate
+        return self._last_rate[1]
 
     def submit(self, work: Assignment, device: int, now: float, train_s: float) -> tuple[bool, int]:
         """An update arrives: return whether it was counted, and how many trainings were computed for it (1 or 0)."""
@@ -163,7 +167,7 @@ class Trainee:
     def _as_decoded(self, work: Assignment, device: int, delta: Vector) -> tuple[Vector, Vector | None]:
         """Return a delta as the cloud decodes it, and what the encoding leaves for the device's next one."""
         encoding, memory = self.model.plan.compression, self._residuals.get(device)
-        if encoding == FLOAT32:
+        if self._plain_uploads:
             return delta, None
         made = encoded(encoding, delta, memory, self._mask, round_=work.round, assignment_id=work.assignment_id)
         return encoding.decode(made.parts, 0, delta.size), made.residual
