@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cloud_fakes import Clock
 from cloud_world import World, bearer, problem
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flsys_ray.errors import TryLater
@@ -267,9 +267,13 @@ def test_a_body_has_room_for_its_whole_length_at_first_and_a_slow_one_for_what_h
     assert admission.held_bytes == 0
 
 
-BODY_STEP = st.tuples(st.sampled_from(["begin", "come", "end", "wait"]), st.integers(0, 60), st.integers(0, 5))
+BODY_STEP = st.tuples(
+    st.sampled_from(["begin", "come", "come", "end", "wait"]), st.sampled_from([0, 1, 30, 60]), st.integers(0, 2)
+)
 
 
+@example(steps=[("begin", 60, 0), ("begin", 30, 0), ("come", 60, 0), ("come", 60, 0), ("come", 1, 1)])
+@example(steps=[("begin", 60, 0), ("begin", 60, 0), ("come", 60, 0), ("come", 60, 1)])
 @given(steps=st.lists(BODY_STEP, max_size=60))
 def test_bytes_in_hand_are_within_the_bound_but_for_one_body_alone(steps):
     clock = Clock()
