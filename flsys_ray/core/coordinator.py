@@ -89,7 +89,6 @@ class Coordinator:
         self._updates = updates or self._held or HeldUpdates()
         self._candidates = DistinctCount()
         self._earlier_candidates = DistinctCount()
-        self._estimated = (self._candidates, self._earlier_candidates, 0.0)
         self._last_duration_s: float | None = None
         self._history = history
 
@@ -108,10 +107,7 @@ class Coordinator:
     @property
     def candidates(self) -> float:
         """How many different devices asked for work in the last rounds: an estimate, from nothing after a restart."""
-        both = self._candidates, self._earlier_candidates
-        if self._estimated[0] is not both[0] or self._estimated[1] is not both[1]:
-            self._estimated = (*both, both[0].merge(both[1]).estimate())
-        return self._estimated[2]
+        return self._candidates.merge(self._earlier_candidates).estimate()
 
     @property
     def finished(self) -> bool:

@@ -7,7 +7,6 @@ A device program works on one float32 vector. The layout names each slice of it,
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,7 @@ class Layout:
             offset += leaves[-1].size
         return cls(tuple(leaves))
 
-    @cached_property
+    @property
     def size(self) -> int:
         """P, the number of parameters, state that is not trained included."""
         return sum(leaf.size for leaf in self.leaves)

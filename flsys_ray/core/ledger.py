@@ -1,7 +1,7 @@
 """Who was given what, and what became of it: the book that a coordinator keeps of the open round."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from flsys_ray.core.types import Assignment, Counters, UpdateRef
@@ -13,7 +13,6 @@ _COUNTER: dict[Outcome, str] = {
     "given-back": "given_back",
     "late": "late",
 }
-_AMOUNTS = tuple(field.name for field in fields(Counters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Entry:
 
 def moved(counters: Counters, before: Outcome | None, after: Outcome) -> Counters:
     """Return the counters when an assignment's outcome changes; None before: it was not known."""
-    amounts = {name: getattr(counters, name) for name in _AMOUNTS}
+    amounts = {name: getattr(counters, name) for name in Counters.__slots__}
     amounts["assigned"] += before is None
     if before is not None:
         amounts[_COUNTER[before]] -= 1

@@ -6,6 +6,7 @@ in its k-minimum-values form: of uniform hashes, the k-th smallest u says that t
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 
 K = 256
 
@@ -27,11 +28,16 @@ class DistinctCount:
         """Return the count of the union."""
         if not (self.smallest and other.smallest):
             return self if self.smallest else other
-        both = dict.fromkeys(sorted(self.smallest + other.smallest))  # two sorted runs: faster than a set of both
-        return DistinctCount(tuple(both)[:K])
+        return _merged(self, other)
 
     def estimate(self) -> float:
         """Return the estimated number of distinct elements."""
         if len(self.smallest) < K:
             return float(len(self.smallest))
         return (K - 1) / self.smallest[-1]
+
+
+@lru_cache(maxsize=64)  # most devices that come by change neither count
+def _merged(one: DistinctCount, other: DistinctCount) -> DistinctCount:
+    both = dict.fromkeys(sorted(one.smallest + other.smallest))  # two sorted runs: faster than a set of both
+    return DistinctCount(tuple(both)[:K])
