@@ -6,11 +6,12 @@ the middle of the line: no `finally`, no `except`, no flush runs, exactly as aft
 
 import os
 import pickle
+import shutil
 import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -82,6 +83,33 @@ def live_in_child(
     here.close()
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status), report
+
+
+def lines_of_a_life(filled: Path, folder: Path, cloud: FakeCloud) -> list[str]:
+    """Let a phone live on a copy of `filled`, undisturbed; return each line that it runs through, in order."""
+    shutil.copytree(filled, folder)
+    status, lines = live_in_child(folder, cloud, trace=True)
+    assert status == 0
+    assert isinstance(lines, list)
+    return lines
+
+
+def places_in(lines: list[str], *files: str) -> list[int]:
+    """Return the numbers of the lines of these files."""
+    return [number for number, at in enumerate(lines, 1) if at.split(":")[0] in files]
+
+
+def lives_after_kills(
+    filled: Path, folder: Path, lines: list[str], numbers: Iterable[int], make: Callable[[], FakeCloud]
+) -> Iterator[tuple[FakeCloud, str]]:
+    """Kill a phone at each of these lines and let it live again; yield what its cloud saw, and where it was killed."""
+    for number in numbers:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(filled, folder)
+        cloud, where = make(), f"killed at {lines[number - 1]}, line event {number}"
+        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED, where
+        assert live_in_child(folder, cloud)[0] == 0, where
+        yield cloud, where
 
 
 def _child(

@@ -1,10 +1,9 @@
 """Transforms on the phone: drawn anew in each epoch, the same after a kill, and never of held-out examples."""
 
-import shutil
-
 import numpy as np
-from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone, windows
-from device_kills import KILLED, live_in_child
+from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone
+from device_kills import lines_of_a_life, lives_after_kills, places_in
+from device_looks import bodies, own_examples
 from safetensors.numpy import load
 
 from flsys_ray.augmentation.base import augmented
@@ -28,20 +27,16 @@ def test_a_phone_trains_on_windows_that_are_drawn_anew_in_each_epoch(tmp_path):
         fill(phone)
         live(phone, cloud)
         program = SoftmaxProgram(next((tmp_path / "programs").iterdir()))
-        x, y, start_s = (np.array(column) for column in zip(*windows(120), strict=True))
+    x, y, x_held, y_held = own_examples()
     key, entry = next(iter(cloud.models["har-wild"].assignments.items()))
-    blocks = {block: number for number, block in enumerate(dict.fromkeys(start_s // 30))}
-    held = np.array([blocks[block] % 5 == 4 for block in start_s // 30])
     base = load(cloud.models["har-wild"].versions[0])["parameters"]
-    seen = [augmented(TRANSFORMS, x[~held], assignment_id=key, epoch=epoch) for epoch in range(2)]
+    seen = [augmented(TRANSFORMS, x, assignment_id=key, epoch=epoch) for epoch in range(2)]
     assert (seen[0] != seen[1]).any(axis=(1, 2)).all()
     rng = generator(0, "local-training", 0, key)
-    expected = program.train(
-        base, x[~held], y[~held], epochs=2, learning_rate=0.01, rng=rng, augment=lambda _, epoch: seen[epoch]
-    )
+    expected = program.train(base, x, y, epochs=2, learning_rate=0.01, rng=rng, augment=lambda _, epoch: seen[epoch])
     np.testing.assert_array_equal(load(entry.bodies[0])["delta"], expected.parameters - base)
     # The held-out examples are as they were recorded.
-    whole = program.evaluate(base, x[held], y[held])
+    whole = program.evaluate(base, x_held, y_held)
     assert (entry.metrics.count, entry.metrics.correct) == (whole.examples, whole.correct)
 
 
@@ -50,20 +45,11 @@ def test_training_that_is_killed_and_begun_again_sees_the_same_windows(tmp_path)
     filled, folder, cloud = tmp_path / "filled", tmp_path / "phone", augmenting()
     with open_phone(filled, cloud) as phone:
         fill(phone, count=60)
-    shutil.copytree(filled, folder)
     cloud = augmenting()
-    status, lines = live_in_child(folder, cloud, trace=True)
-    assert status == 0
-    assert isinstance(lines, list)
-    expected = [entry.bodies[0] for entry in cloud.models["har-wild"].assignments.values()]
+    lines = lines_of_a_life(filled, folder, cloud)
+    expected = bodies(cloud)
     assert load(expected[0])["delta"].size == PARAMETERS
-    shutil.rmtree(folder)
-    about = [n for n, at in enumerate(lines, 1) if at.split(":")[0] in ("trainer.py", "augmenting.py")]
+    about = places_in(lines, "trainer.py", "augmenting.py")
     assert len(about) > 10
-    for number in about[:: max(1, len(about) // 10)]:
-        cloud = augmenting()
-        shutil.copytree(filled, folder)
-        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED
-        assert live_in_child(folder, cloud)[0] == 0
-        assert [entry.bodies[0] for entry in cloud.models["har-wild"].assignments.values()] == expected
-        shutil.rmtree(folder)
+    for cloud, where in lives_after_kills(filled, folder, lines, about[:: max(1, len(about) // 10)], augmenting):
+        assert bodies(cloud) == expected, where

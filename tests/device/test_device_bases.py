@@ -1,13 +1,13 @@
 """Compressed downloads on the phone: by steps, from half precision or in full, always the file that was announced."""
 
-import shutil
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
-from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone, sha, windows
-from device_kills import KILLED, live_in_child
+from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone, sha
+from device_kills import lines_of_a_life, lives_after_kills, places_in
+from device_looks import bodies, broken_off, own_examples
 from safetensors.numpy import load
 
 from flsys_ray.compression.base import Encoding
@@ -63,9 +63,6 @@ class Publishing(FakeCloud):
         """Return which ways were downloaded, in order; ranges of one file are several."""
         return [request.url.path.split("/")[5] for request in self.calls(rf"GET {MODEL}/.*")]
 
-    def bodies(self) -> list[bytes]:
-        return [entry.bodies[0] for entry in self.models["har-wild"].assignments.values()]
-
 
 def spoil(cloud: Publishing, way: str) -> None:
     """Have other bytes behind the addresses of a way."""
@@ -85,13 +82,11 @@ def test_the_first_is_had_in_half_precision_and_the_next_ones_by_a_step(tmp_path
     assert cloud.models["har-wild"].outcomes() == ["counted"] * 3
     assert cloud.ways() == ["half", "step", "step"]
     # It trains from the form, and tells of the difference to the form.
-    x, y, start_s = (np.array(column) for column in zip(*windows(120), strict=True))
-    blocks = {block: number for number, block in enumerate(dict.fromkeys(start_s // 30))}
-    own = np.array([blocks[block] % 5 != 4 for block in start_s // 30])
+    x, y, _, _ = own_examples()
     for number, key in enumerate(cloud.models["har-wild"].assignments):
         rng = generator(0, "local-training", number, key)
-        trained = program.train(cloud.forms[number], x[own], y[own], epochs=2, learning_rate=0.01, rng=rng)
-        np.testing.assert_array_equal(load(cloud.bodies()[number])["delta"], trained.parameters - cloud.forms[number])
+        trained = program.train(cloud.forms[number], x, y, epochs=2, learning_rate=0.01, rng=rng)
+        np.testing.assert_array_equal(load(bodies(cloud)[number])["delta"], trained.parameters - cloud.forms[number])
     link = cloud.models["har-wild"].public[2]
     kept = (tmp_path / "weights" / link.sha256).read_bytes()
     np.testing.assert_array_equal(decode_vector(kept, "parameters", PARAMETERS), cloud.forms[2])
@@ -222,13 +217,7 @@ def test_a_download_of_a_smaller_way_that_breaks_off_is_continued(tmp_path):
     cloud = Publishing(rounds=1)
 
     def broken(request: httpx2.Request) -> httpx2.Response | None:
-        answered = cloud._route(request)
-
-        def part():
-            yield answered.content[:500]
-            raise httpx2.ReadError("broke off", request=request)
-
-        return httpx2.Response(200, content=part(), headers={"ETag": answered.headers["ETag"]})
+        return broken_off(cloud, request, 500)
 
     with open_phone(tmp_path, cloud) as phone:
         fill(phone)
@@ -289,24 +278,16 @@ def test_killed_at_any_line_the_same_updates_are_sent(tmp_path):
     filled, folder = tmp_path / "filled", tmp_path / "phone"
     with open_phone(filled, Publishing()) as phone:
         fill(phone, count=60)
-    shutil.copytree(filled, folder)
     cloud = Publishing(rounds=2)
-    status, lines = live_in_child(folder, cloud, trace=True)
-    assert status == 0
-    assert isinstance(lines, list)
-    expected = cloud.bodies()
+    lines = lines_of_a_life(filled, folder, cloud)
+    expected = bodies(cloud)
     assert (len(expected), cloud.ways()) == (2, ["half", "step"])
-    shutil.rmtree(folder)
-    about = [n for n, at in enumerate(lines, 1) if at.split(":")[0] in ("bases.py", "versions.py", "download.py")]
+    about = places_in(lines, "bases.py", "versions.py", "download.py")
     assert len(about) > 60
-    for number in about[:: len(about) // 15]:
-        cloud, where = Publishing(rounds=2), f"killed at {lines[number - 1]}"
-        shutil.copytree(filled, folder)
-        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED, where
-        assert live_in_child(folder, cloud)[0] == 0, where
-        assert cloud.bodies() == expected, where
+    numbers = about[:: len(about) // 15]
+    for cloud, where in lives_after_kills(filled, folder, lines, numbers, lambda: Publishing(rounds=2)):
+        assert bodies(cloud) == expected, where
         assert "full" not in cloud.ways(), where
-        shutil.rmtree(folder)
 
 
 def test_folders_of_phones_hold_no_file_under_a_wrong_name(tmp_path: Path):

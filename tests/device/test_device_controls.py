@@ -1,13 +1,13 @@
 """Controls on the phone (SCAFFOLD): they correct training, and one's own changes when its update is counted, once."""
 
-import shutil
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, fill, live, open_phone, problem, sha
-from device_kills import KILLED, live_in_child
+from device_kills import lines_of_a_life, lives_after_kills, places_in
+from device_looks import bodies, manifest_of
 from safetensors.numpy import load
 
 from flsys_ray.core.layout import Vector
@@ -16,7 +16,6 @@ from flsys_ray.device.controls import ControlPair, Controls, decode_controls
 from flsys_ray.device.database import Database
 from flsys_ray.device.journal import Journal
 from flsys_ray.errors import UpdateUnusable
-from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.wire.tensors import encode_vector
 
 MOST_KILLS = 60
@@ -66,8 +65,7 @@ def test_a_model_without_controls_uploads_a_delta_alone_and_keeps_no_control(tmp
     with open_phone(tmp_path, cloud) as phone:
         fill(phone)
         live(phone, cloud)
-    bodies = [entry.bodies[0] for entry in cloud.models["har-wild"].assignments.values()]
-    assert {tuple(load(body)) for body in bodies} == {("delta",)}
+    assert {tuple(load(body)) for body in bodies(cloud)} == {("delta",)}
     assert own_control(tmp_path) is None
 
 
@@ -169,41 +167,21 @@ def filled(tmp_path_factory) -> Path:
 
 def test_killed_at_any_line_no_change_is_lost_and_none_counts_twice(filled, tmp_path):
     folder, cloud = tmp_path / "phone", controlled_cloud(rounds=2)
-    shutil.copytree(filled, folder)
-    status, lines = live_in_child(folder, cloud, trace=True)
-    assert status == 0
-    assert isinstance(lines, list)
+    lines = lines_of_a_life(filled, folder, cloud)
     check_once(cloud, folder)
-    shutil.rmtree(folder)
-    about = [n for n, at in enumerate(lines, 1) if at.split(":")[0] in ("delivery.py", "journal.py", "controls.py")]
+    about = places_in(lines, "delivery.py", "journal.py", "controls.py")
     chosen = sorted({about[i] for i in np.linspace(0, len(about) - 1, MOST_KILLS).astype(int)})
     assert len(chosen) > MOST_KILLS // 2
-    for number in chosen:
-        where, cloud = f"killed at {lines[number - 1]}, line event {number}", controlled_cloud(rounds=2)
-        shutil.copytree(filled, folder)
-        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED, where
-        assert live_in_child(folder, cloud)[0] == 0, where
+    for cloud, where in lives_after_kills(filled, folder, lines, chosen, lambda: controlled_cloud(rounds=2)):
         assert cloud.models["har-wild"].outcomes() == ["counted", "counted"], where
         check_once(cloud, folder, where)
-        shutil.rmtree(folder)
 
 
 # Arithmetic --------------------------------------------------------------------------------------------------------
 
 
-def manifest() -> Manifest:
-    leaves = (
-        LeafEntry(name="kernel", shape=(2,), offset=0, trainable=True),
-        LeafEntry(name="mean", shape=(1,), offset=2, trainable=False),
-    )
-    return Manifest(
-        name="m", flatbuffer_sha256="0" * 64, parameters=3, slots=0, batch_size=4, input_shape=(2,),
-        input_dtype="float32", classes=("a", "b"), local_optimizer="sgd", layout=leaves,
-    )  # fmt: skip
-
-
 def pair(own: bytes | None) -> ControlPair:
-    return decode_controls(Controls(encode_vector("control", np.array([1, 2, 9], np.float32)), own), manifest())
+    return decode_controls(Controls(encode_vector("control", np.array([1, 2, 9], np.float32)), own), manifest_of(2))
 
 
 def test_a_correction_is_the_difference_of_controls_and_spares_what_is_not_trained():
@@ -224,7 +202,7 @@ def test_a_phones_control_becomes_the_mean_gradient_that_it_saw():
 def test_a_control_of_another_program_counts_as_none():
     assert pair(encode_vector("control", np.ones(7, np.float32))).own.tolist() == [0, 0, 0]
     with pytest.raises(UpdateUnusable):
-        decode_controls(Controls(encode_vector("control", np.ones(7, np.float32)), None), manifest())
+        decode_controls(Controls(encode_vector("control", np.ones(7, np.float32)), None), manifest_of(2))
 
 
 def test_nothing_is_estimated_from_no_step_or_from_infinity():

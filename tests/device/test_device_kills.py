@@ -12,7 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 from device_fakes import START, FakeCloud, FakeModel, SoftmaxProgram, fill, open_phone
-from device_kills import KILLED, live_in_child
+from device_kills import KILLED, lines_of_a_life, live_in_child
 
 from flsys_ray.device.clock import SystemClock, VirtualClock
 
@@ -35,11 +35,8 @@ def filled(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def lines(filled, tmp_path_factory) -> list[str]:
     """Each line that an undisturbed life runs through, in order."""
-    folder = tmp_path_factory.mktemp("lines") / "phone"
-    shutil.copytree(filled, folder)
     cloud = fresh_cloud()
-    status, found = live_in_child(folder, cloud, trace=True)
-    assert status == 0
+    found = lines_of_a_life(filled, tmp_path_factory.mktemp("lines") / "phone", cloud)
     assert cloud.models["har-wild"].outcomes() == ["counted"]
     return found
 

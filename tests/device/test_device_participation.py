@@ -19,6 +19,7 @@ from device_fakes import (
     problem,
     windows,
 )
+from device_looks import own_examples
 from safetensors.numpy import load
 
 from flsys_ray.core.plan import Eligibility
@@ -56,21 +57,18 @@ def test_the_update_is_the_delta_of_a_training_by_hand(tmp_path, cloud):
         fill(phone)
         live(phone, cloud, 10)
         program = SoftmaxProgram(next((tmp_path / "programs").iterdir()))
-        x, y, start_s = (np.array(column) for column in zip(*windows(120), strict=True))
+    x, y, x_held, _ = own_examples()
     key, entry = next(iter(model_of(cloud).assignments.items()))
-    # Of the blocks of 30 s, every fifth is held out, in order of arrival.
-    blocks = {block: number for number, block in enumerate(dict.fromkeys(start_s // 30))}
-    held = np.array([blocks[block] % 5 == 4 for block in start_s // 30])
     base = load(model_of(cloud).versions[0])["parameters"]
     rng = generator(0, "local-training", 0, key)
-    expected = program.train(base, x[~held], y[~held], epochs=2, learning_rate=0.01, rng=rng, proximal_mu=0.0)
+    expected = program.train(base, x, y, epochs=2, learning_rate=0.01, rng=rng, proximal_mu=0.0)
     np.testing.assert_array_equal(load(entry.bodies[0])["delta"], expected.parameters - base)
     header = json.loads(entry.bodies[0][8 : 8 + int.from_bytes(entry.bodies[0][:8], "little")])
-    assert header["__metadata__"]["num_examples"] == str((~held).sum())
+    assert header["__metadata__"]["num_examples"] == str(len(x))
     assert float(header["__metadata__"]["loss"]) == expected.loss
     assert header["__metadata__"]["num_steps"] == str(expected.steps)
-    assert entry.metrics.count == held.sum()
-    assert entry.metrics.loss_sum == pytest.approx(held.sum() * np.log(3), rel=1e-5)
+    assert entry.metrics.count == len(x_held)
+    assert entry.metrics.loss_sum == pytest.approx(len(x_held) * np.log(3), rel=1e-5)
 
 
 def test_raw_data_never_appear_in_any_request(tmp_path, cloud):

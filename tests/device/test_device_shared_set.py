@@ -1,14 +1,14 @@
 """The shared set on the phone: fetched once, mixed into training alone, and gone with consent, erasure or its plan."""
 
-import shutil
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
-from device_fakes import PARAMETERS, SHAPE, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone, windows
+from device_fakes import PARAMETERS, SHAPE, START, FakeCloud, FakeModel, SoftmaxProgram, fill, live, open_phone
 from device_fakes import sha as sha256
-from device_kills import KILLED, live_in_child
+from device_kills import lines_of_a_life, lives_after_kills, places_in
+from device_looks import bodies, broken_off, own_examples
 from safetensors import safe_open
 from safetensors.numpy import load
 
@@ -45,24 +45,12 @@ def sharing(message: AugmentationMessage | None = None, rounds: int = 3) -> Fake
     return FakeCloud(VirtualClock(START + 10_000), model)
 
 
-def bodies(cloud: FakeCloud) -> list[bytes]:
-    return [entry.bodies[0] for entry in cloud.models["har-wild"].assignments.values()]
-
-
 def downloads(cloud: FakeCloud) -> list[httpx2.Request]:
     return cloud.calls(r"GET /v1/models/har-wild/augmentation/.*")
 
 
 def kept(folder: Path) -> set[str]:
     return {path.name for path in (folder / "weights").iterdir()}
-
-
-def own(count: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the phone's own training and held-out examples: every fifth half minute is held out."""
-    x, y, start_s = (np.array(column) for column in zip(*windows(count), strict=True))
-    blocks = {block: number for number, block in enumerate(dict.fromkeys(start_s // 30))}
-    held = np.array([blocks[block] % 5 == 4 for block in start_s // 30])
-    return x[~held], y[~held], x[held], y[held]
 
 
 def test_a_phone_trains_on_its_own_examples_and_its_portion_and_tells_of_its_own(tmp_path):
@@ -73,7 +61,7 @@ def test_a_phone_trains_on_its_own_examples_and_its_portion_and_tells_of_its_own
         device_id = phone.status().device_id
         program = SoftmaxProgram(next((tmp_path / "programs").iterdir()))
     key, entry = next(iter(cloud.models["har-wild"].assignments.items()))
-    x, y, x_held, y_held = own()
+    x, y, x_held, y_held = own_examples()
     rows = portion_of(len(WHOLE.y), SHARE, seed=SEED, device_id=device_id)
     assert len(rows) == 12
     x_all, y_all = np.concatenate([x, WHOLE.x[rows]]), np.concatenate([y, WHOLE.y[rows]])
@@ -100,7 +88,7 @@ def test_label_counts_are_those_of_the_phones_own_examples(tmp_path, monkeypatch
         live(phone, cloud, most=6)
     (tmp_path / "update").write_bytes(bodies(cloud)[0])
     with safe_open(tmp_path / "update", "np") as update:
-        assert update.metadata()["labels"] == ",".join(map(str, np.bincount(own()[1], minlength=3)))
+        assert update.metadata()["labels"] == ",".join(map(str, np.bincount(own_examples()[1], minlength=3)))
 
 
 def test_the_set_is_fetched_once_for_all_rounds_and_stays(tmp_path):
@@ -148,15 +136,7 @@ def test_a_download_that_breaks_off_is_continued_where_it_stopped(tmp_path):
     cloud = sharing(rounds=1)
 
     def broken(request: httpx2.Request) -> httpx2.Response | None:
-        if "/augmentation/" not in request.url.path:
-            return None
-        answered = cloud._route(request)
-
-        def half():
-            yield answered.content[:1000]
-            raise httpx2.ReadError("broke off", request=request)
-
-        return httpx2.Response(200, content=half(), headers={"ETag": answered.headers["ETag"]})
+        return broken_off(cloud, request, 1000) if "/augmentation/" in request.url.path else None
 
     with open_phone(tmp_path, cloud) as phone:
         fill(phone)
@@ -211,22 +191,14 @@ def test_killed_at_any_line_the_same_update_is_sent_and_the_set_fetched_at_most_
     filled, folder, cloud = tmp_path / "filled", tmp_path / "phone", sharing(rounds=1)
     with open_phone(filled, cloud) as phone:
         fill(phone, count=60)
-    shutil.copytree(filled, folder)
     cloud = sharing(rounds=1)
-    status, lines = live_in_child(folder, cloud, trace=True)
-    assert status == 0
-    assert isinstance(lines, list)
+    lines = lines_of_a_life(filled, folder, cloud)
     expected = bodies(cloud)
     assert load(expected[0])["delta"].size == PARAMETERS
-    shutil.rmtree(folder)
-    about = [n for n, at in enumerate(lines, 1) if at.split(":")[0] in ("mixing.py", "versions.py", "download.py")]
+    about = places_in(lines, "mixing.py", "versions.py", "download.py")
     assert len(about) > 40
-    for number in about[:: len(about) // 20]:
-        cloud, where = sharing(rounds=1), f"killed at {lines[number - 1]}"
-        shutil.copytree(filled, folder)
-        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED, where
-        assert live_in_child(folder, cloud)[0] == 0, where
+    numbers = about[:: len(about) // 20]
+    for cloud, where in lives_after_kills(filled, folder, lines, numbers, lambda: sharing(rounds=1)):
         assert bodies(cloud) == expected, where
         assert len(downloads(cloud)) <= 2, where
         assert sha256(BODY) in kept(folder), where
-        shutil.rmtree(folder)

@@ -1,14 +1,14 @@
 """Compression on the phone: it does what it knows, and what an update left out is in the next one, once."""
 
 import json
-import shutil
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 from device_fakes import PARAMETERS, START, FakeCloud, FakeModel, fill, live, open_phone, problem
-from device_kills import KILLED, live_in_child
+from device_kills import lines_of_a_life, lives_after_kills, places_in
+from device_looks import manifest_of
 from safetensors.numpy import load
 
 from flsys_ray.compression.base import Encoding
@@ -22,7 +22,6 @@ from flsys_ray.device.database import Database
 from flsys_ray.device.journal import Journal
 from flsys_ray.device.uploads import Told, chosen_encoding, compressed
 from flsys_ray.errors import UpdateUnusable
-from flsys_ray.programs.manifest import LeafEntry, Manifest
 from flsys_ray.wire.schemas import AssignmentMessage, ProgramLink, UploadLink, WeightsLink
 from flsys_ray.wire.tensors import decode_range, encode_vector, encoding_of
 
@@ -169,17 +168,6 @@ def test_what_a_phone_does_not_know_it_sends_in_float32(encodings, compression, 
     assert chosen_encoding(upload) == expected
 
 
-def manifest() -> Manifest:
-    leaves = (
-        LeafEntry(name="kernel", shape=(3,), offset=0, trainable=True),
-        LeafEntry(name="mean", shape=(1,), offset=3, trainable=False),
-    )
-    return Manifest(
-        name="m", flatbuffer_sha256="0" * 64, parameters=4, slots=0, batch_size=4, input_shape=(2,),
-        input_dtype="float32", classes=("a", "b"), local_optimizer="sgd", layout=leaves,
-    )  # fmt: skip
-
-
 def message(encoding: Encoding) -> AssignmentMessage:
     return AssignmentMessage(
         assignment_id="a1", token="t", model="m", round=1, version=1, local={}, deadline_s=1,
@@ -191,7 +179,7 @@ def message(encoding: Encoding) -> AssignmentMessage:
 
 def test_the_residual_of_what_is_not_trained_is_zero():
     delta = np.array([4, 1, 0, 3], np.float32)
-    found = compressed(delta, Told(1, 0.5, 1), message(TopK(fraction=0.25)), manifest(), None)
+    found = compressed(delta, Told(1, 0.5, 1), message(TopK(fraction=0.25)), manifest_of(3), None)
     assert decode_range(found.body, 0, 4).tolist() == [4, 0, 0, 0]
     assert load(found.residual)["residual"].tolist() == [0, 1, 0, 0]
 
@@ -199,14 +187,14 @@ def test_the_residual_of_what_is_not_trained_is_zero():
 def test_a_residual_of_another_program_counts_as_none():
     delta = np.array([4, 1, 0, 3], np.float32)
     other = encode_vector("residual", np.full(7, 100, np.float32))
-    found = compressed(delta, Told(1, 0.5, 1), message(TopK(fraction=0.25)), manifest(), other)
+    found = compressed(delta, Told(1, 0.5, 1), message(TopK(fraction=0.25)), manifest_of(3), other)
     assert decode_range(found.body, 0, 4).tolist() == [4, 0, 0, 0]
 
 
 def test_a_residual_that_has_grown_beyond_all_bounds_is_told():
     largest = np.full(4, np.finfo(np.float32).max)
     with pytest.raises(UpdateUnusable, match="not finite"), np.errstate(over="ignore"):
-        compressed(largest, Told(1, 0.5, 1), message(TOP), manifest(), encode_vector("residual", largest))
+        compressed(largest, Told(1, 0.5, 1), message(TOP), manifest_of(3), encode_vector("residual", largest))
 
 
 # Kills -------------------------------------------------------------------------------------------------------------
@@ -223,21 +211,12 @@ def filled(tmp_path_factory) -> Path:
 def test_killed_at_any_line_the_same_bytes_are_sent_and_the_same_is_kept(filled, tmp_path):
     """So nothing that was left out is lost, and nothing counts twice: all is as in a life without a kill."""
     folder, cloud = tmp_path / "phone", compressing(TOP, rounds=2)
-    shutil.copytree(filled, folder)
-    status, lines = live_in_child(folder, cloud, trace=True)
-    assert status == 0
-    assert isinstance(lines, list)
+    lines = lines_of_a_life(filled, folder, cloud)
     expected, kept = bodies(cloud), residual(folder)
     assert kept is not None
-    shutil.rmtree(folder)
-    about = [n for n, at in enumerate(lines, 1) if at.split(":")[0] in ("delivery.py", "journal.py", "uploads.py")]
+    about = places_in(lines, "delivery.py", "journal.py", "uploads.py")
     chosen = sorted({about[i] for i in np.linspace(0, len(about) - 1, MOST_KILLS).astype(int)})
     assert len(chosen) > MOST_KILLS // 2
-    for number in chosen:
-        where, cloud = f"killed at {lines[number - 1]}, line event {number}", compressing(TOP, rounds=2)
-        shutil.copytree(filled, folder)
-        assert live_in_child(folder, cloud, kill_at=number)[0] == KILLED, where
-        assert live_in_child(folder, cloud)[0] == 0, where
+    for cloud, where in lives_after_kills(filled, folder, lines, chosen, lambda: compressing(TOP, rounds=2)):
         assert bodies(cloud) == expected, where
         np.testing.assert_array_equal(residual(folder), kept, err_msg=where)
-        shutil.rmtree(folder)

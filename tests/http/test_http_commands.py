@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 from cloud_world import OPERATOR_KEY, World, problem
+from commands import flsys
 from served import served
 from test_http_devices import asks, enrolled
-from typer.testing import CliRunner
 
-from flsys_ray.cli import app
 from flsys_ray.cloud.keys import FRESH_S
 from flsys_ray.errors import InvalidInput
 
@@ -21,12 +20,6 @@ def url(world: World, monkeypatch, tmp_path) -> Iterator[str]:
     with served(world.http.app) as found:
         monkeypatch.setenv("FLSYS_URL", found)
         yield found
-
-
-def flsys(*words: str) -> str:
-    done = CliRunner().invoke(app, [*words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def test_keys_rotate(world: World, url, key):
@@ -76,4 +69,4 @@ def test_devices_are_revoked_and_readmitted(world: World, url, key, monkeypatch)
 @pytest.mark.parametrize("words", [(), ("d-" + "0" * 24, "--all")])
 def test_revoking_names_one_device_or_all(url, key, words):
     with pytest.raises(InvalidInput, match="--all"):
-        CliRunner().invoke(app, ["devices", "revoke", *words, "--app-key", key], catch_exceptions=False)
+        flsys("devices", "revoke", *words, "--app-key", key)

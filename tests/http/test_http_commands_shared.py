@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cloud_world import PAIR, World, bearer
+from commands import flsys
 from safetensors.numpy import load
 from served import served
-from typer.testing import CliRunner
 
 import flsys_ray
-from flsys_ray.cli import app
 from flsys_ray.cloud.versions import sha256
 from flsys_ray.data import synthetic
 from flsys_ray.data.dataset import open_dataset
@@ -47,12 +46,6 @@ def model(world: World, key: str, windowed: bytes, data: Path, monkeypatch, tmp_
     with served(world.http.app) as found:
         monkeypatch.setenv("FLSYS_URL", found)
         yield world
-
-
-def flsys(*words: str) -> str:
-    done = CliRunner().invoke(app, [*words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def shared_set(world: World, key: str) -> dict[str, np.ndarray]:
@@ -102,7 +95,7 @@ def test_named_users_are_the_only_ones(model: World, key: str):
 def test_what_cannot_be_is_said(model: World, key: str, tmp_path):
     def refused(error: type[Exception], match: str, *words: str) -> None:
         with pytest.raises(error, match=match):
-            CliRunner().invoke(app, [*words], catch_exceptions=False)
+            flsys(*words)
 
     augment = ("models", "augment", "windowed")
     refused(InvalidInput, "either --data DATASET or --file FILE", *augment)

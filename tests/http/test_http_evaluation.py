@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 from cloud_world import PAIR, World, bearer, problem
+from commands import flsys
 from served import served
-from typer.testing import CliRunner
 
-from flsys_ray import cli
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.errors import NotFound
 
@@ -182,24 +181,21 @@ def url(world: World) -> Iterator[str]:
 
 def test_the_command_prints_what_phones_found(world: World, key, url: str):
     words = ["models", "evaluation", "tiny", "--url", url, "--app-key", key]
-    none = CliRunner().invoke(cli.app, words, catch_exceptions=False)
-    assert (none.exit_code, none.output) == (0, "tiny: version 0: no phone has evaluated it yet\n")
+    assert flsys(*words) == "tiny: version 0: no phone has evaluated it yet\n"
     token, work = evaluator(world, key, "three")
     world.evaluate(token, work, per_class=CLASSES)
     one = world.device(key, "one")
     world.evaluate(one, world.work(one), loss_sum=1.0, correct=2, count=2)
     world.commit(key)
-    told = CliRunner().invoke(cli.app, [*words, "--version", "0"], catch_exceptions=False).output
-    lines = told.splitlines()
+    lines = flsys(*words, "--version", "0").splitlines()
     assert lines[0] == "tiny: version 0: accuracy 0.667, loss 0.667 on 6 examples of 2 phones"
     assert lines[1] == "  phones that trained from it: accuracy 1.000, loss 0.500 on 2 examples of 1 phones"
     assert lines[2] == "  evaluation assignments: accuracy 0.500, loss 0.750 on 4 examples of 1 phones"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert rows == [["a", "3", "0.667"], ["c", "1", "0.000"]]
-    printed = CliRunner().invoke(cli.app, [*words, "--version", "0", "--json"], catch_exceptions=False).output
-    assert json.loads(printed) == found(world, key)
+    assert json.loads(flsys(*words, "--version", "0", "--json")) == found(world, key)
     with pytest.raises(NotFound, match="has no version 9"):
-        CliRunner().invoke(cli.app, [*words, "--version", "9"], catch_exceptions=False)
+        flsys(*words, "--version", "9")
 
 
 def test_given_back_and_late(world: World, key):

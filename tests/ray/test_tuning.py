@@ -14,11 +14,10 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from cloud_world import open_world
+from commands import flsys
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from served import served
-from typer.testing import CliRunner
 
-from flsys_ray.cli import app
 from flsys_ray.core.plan import parse_plan_yaml
 from flsys_ray.data.dataset import open_dataset
 from flsys_ray.programs.runner import Program
@@ -118,7 +117,7 @@ def test_a_killed_sweep_ends_with_the_bits_of_the_simulator(finished: Path) -> N
 def test_the_test_with_the_sweeps_own_seed_is_what_flsys_simulate_does(finished: Path) -> None:
     plan, json_file = finished / "out" / "best_plan.yaml", finished / "simulated.json"
     words = ["simulate", str(plan), "--data", DATA, "--trainer", "program", "--json", str(json_file)]
-    app(words, standalone_mode=False)
+    flsys(*words)
     summary = json.loads((finished / "out" / "summary.json").read_text())
     assert json.loads(json_file.read_text())["digests"]["sentiment"] == summary["test"]["digests"]["1"]
 
@@ -163,8 +162,7 @@ def test_the_best_plan_makes_a_model_of_a_cloud(finished: Path) -> None:
         with served(world.http.app) as url:
             words = ["models", "create", "tuned", "--program", str(out / "program.tflite")]
             words += ["--plan", str(out / "best_plan.yaml"), "--url", url, "--app-key", key, "--json"]
-            done = CliRunner().invoke(app, words, catch_exceptions=False)
-        assert json.loads(done.stdout)["state"] == "training"
+            assert json.loads(flsys(*words))["state"] == "training"
         info = world.info(key, "tuned")
         plan = parse_plan_yaml((out / "best_plan.yaml").read_text())
         assert info["plan"] == plan.model_dump(mode="json")
