@@ -20,7 +20,6 @@ from flsys_ray.http.app import create_app
 from flsys_ray.storage.uri import open_store
 from serve_apps.front import open_way
 from serve_apps.listener import Address, listening
-from serve_apps.memory import keep_memory
 
 if TYPE_CHECKING:
     AnyScheduler = Scheduler
@@ -66,7 +65,6 @@ def build(args: Args) -> Application:
     terms = Terms(args.scheduling, args.assignments_per_check_in, steering=Steering(args.checkins_per_s))
 
     def app() -> FastAPI:
-        keep_memory()
         lifespan = listening(Address(args.listen.host, args.listen.port)) if args.listen is not None else None
         opened = open_store(store)
         check_format(opened, store)  # a cluster that a newer version has upgraded meanwhile

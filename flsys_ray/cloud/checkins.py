@@ -12,11 +12,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from flsys_ray.cloud.credentials import Device
 from flsys_ray.cloud.hosts import Hosts
+from flsys_ray.cloud.looks import Looks
 from flsys_ray.cloud.mailbox import Mailboxes
 from flsys_ray.cloud.model import IDLE_RETRY_S
 from flsys_ray.cloud.offers import CheckInAnswer, Offer
@@ -73,6 +75,8 @@ class CheckIns:
     _given: OrderedDict[str, dict[str, float]] = field(default_factory=OrderedDict)
     _free_at: dict[str, float] = field(default_factory=dict)
     _running: set[asyncio.Task[CheckInAnswer]] = field(default_factory=set)
+    _looks: Looks[Standing | TryLater | None] = field(default_factory=Looks)
+    _evaluations: Looks[bool] = field(default_factory=Looks)
 
     def __post_init__(self) -> None:
         self._doors = Mailboxes(self._ask_many, limit=WAITING, at_once=TOGETHER)
@@ -88,7 +92,7 @@ class CheckIns:
                 answers[model] = standing
             elif standing.head.state == "training":
                 training[model] = standing
-            elif standing.wanted is not None and await asyncio.to_thread(self.standings.wants_evaluation, model):
+            elif standing.wanted is not None and await self._wants_evaluation(model):
                 finished[model] = standing
             else:
                 refusal: Reason = "finished" if standing.head.state == "finished" else "not-training"
@@ -96,6 +100,9 @@ class CheckIns:
         order = [*self._order(device, training), *finished]
         answers |= await self._down_the_list(device, order, training | finished)
         return {model: answers[model] for model in models}
+
+    async def _wants_evaluation(self, model: str) -> bool:
+        return await self._evaluations.share(model, partial(self.standings.wants_evaluation, model))
 
     def come_back_in_s(self, device: Device, wanted_s: float) -> float:
         """Return when a device that got no work comes back: when its models want it, or later if very many come."""
@@ -193,19 +200,21 @@ class CheckIns:
             self._given.popitem(last=False)
 
     async def _standings(self, device: Device, models: Sequence[str]) -> dict[str, Standing | TryLater | None]:
-        """Read the models' standings, in a thread if that may touch the store."""
+        """Return the models' standings: where the store must tell, in a thread, for all check-ins that wait for it."""
+        found = {model: self._standing(model) for model in models if self.standings.is_fresh(model)}
+        if old := [model for model in models if model not in found]:
+            looks = (self._looks.share(model, partial(self._standing, model)) for model in old)
+            found |= dict(zip(old, await asyncio.gather(*looks), strict=True))
+        return {model: _of_app(device.app_id, found[model]) for model in models}
 
-        def read() -> dict[str, Standing | TryLater | None]:
-            return {model: self._standing(device, model) for model in models}
-
-        fresh = all(self.standings.is_fresh(model) for model in models)
-        return read() if fresh else await asyncio.to_thread(read)
-
-    def _standing(self, device: Device, model: str) -> Standing | TryLater | None:
+    def _standing(self, model: str) -> Standing | TryLater | None:
         try:
-            standing = self.standings.read(model)
+            return self.standings.read(model)
         except NotFound:
             return None
         except TryLater as error:
             return error
-        return standing if standing.head.app_id == device.app_id else None
+
+
+def _of_app(app_id: str, found: Standing | TryLater | None) -> Standing | TryLater | None:
+    return None if isinstance(found, Standing) and found.head.app_id != app_id else found

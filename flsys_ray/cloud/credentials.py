@@ -27,6 +27,7 @@ from flsys_ray.cloud import places, tokens
 from flsys_ray.cloud.apps import AppRecords
 from flsys_ray.cloud.devices import Revocations
 from flsys_ray.cloud.keys import TOKEN_LIFE_S, SigningKeys
+from flsys_ray.cloud.looks import Looks
 from flsys_ray.core.types import Assignment
 from flsys_ray.errors import AlreadyExists, Changed, Forbidden, InvalidInput, Missing, NotFound, Unauthenticated
 from flsys_ray.storage.base import ObjectStore
@@ -68,6 +69,7 @@ class Credentials:
         self._apps = AppRecords(store)
         self.keys = SigningKeys(store)
         self.revocations = Revocations(store)
+        self._looks: Looks[None] = Looks()
 
     # Operator ----------------------------------------------------------------------------------------------------
 
@@ -144,19 +146,28 @@ class Credentials:
         self.keys.look(now)
         if not self.keys.knows(token, now):
             self.keys.look_again(now)
-        return self._unless_revoked(self._device(token, now), now)
-
-    def device_at_once(self, token: str, now: float) -> Device | None:
-        """Return what `check_device` does if that needs no look at the store, and None if it does."""
-        if not (self.keys.is_fresh(now) and self.keys.knows(token, now)):
-            return None
         device = self._device(token, now)
-        return self._unless_revoked(device, now) if self.revocations.is_fresh(device.app_id, now) else None
-
-    def _unless_revoked(self, device: Device, now: float) -> Device:
         if self.revocations.refuses(device.app_id, device.device_id, device.generation, device.born, now):
-            raise Unauthenticated("this device token was revoked: enrol again")
+            raise _revoked()
         return device
+
+    async def device(self, token: str) -> Device:
+        """Return what `check_device` does. A look at the store is made in a thread, one for all calls that wait for it.
+
+        What that look says is used though it took longer than `FRESH_S`: looking again would take as long.
+        """
+        if not self._knows_keys(token, self._clock()):
+            await self._looks.share("keys", lambda: self.keys.look_again(self._clock()))
+        device = self._device(token, self._clock())
+        app_id, generation = device.app_id, device.generation
+        if not self.revocations.is_fresh(app_id, self._clock()):
+            await self._looks.share(("revoked", app_id), lambda: self.revocations.look(app_id, self._clock()))
+        if self.revocations.refuses_as_known(app_id, device.device_id, generation, device.born):
+            raise _revoked()
+        return device
+
+    def _knows_keys(self, token: str, now: float) -> bool:
+        return self.keys.is_fresh(now) and self.keys.knows(token, now)
 
     def _device(self, token: str, now: float) -> Device:
         claims = self._claims(token, "device", _NEEDS_DEVICE, now)
@@ -272,6 +283,10 @@ def set_operator_key(store: ObjectStore, key: str) -> None:
                 continue
         except Changed:
             continue
+
+
+def _revoked() -> Unauthenticated:
+    return Unauthenticated("this device token was revoked: enrol again")
 
 
 def _hash(key: str) -> str:

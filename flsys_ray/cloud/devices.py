@@ -56,17 +56,22 @@ class Revocations:
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     def is_fresh(self, app_id: str, now: float) -> bool:
-        """Return whether `refuses` would answer without a look at the store."""
+        """Return whether `refuses` would answer without a look at the store, and so from no old memory."""
         known = self._known.get(app_id)
         return known is not None and 0 <= now - known.read_at < FRESH_S
 
     def refuses(self, app_id: str, device_id: str, generation: int, issued_at: float, now: float) -> bool:
         """Return whether a token of this generation, made at `issued_at`, is refused."""
+        if not self.is_fresh(app_id, now):
+            self.look(app_id, now)
+        return self.refuses_as_known(app_id, device_id, generation, issued_at)
+
+    def refuses_as_known(self, app_id: str, device_id: str, generation: int, issued_at: float) -> bool:
+        """Return what `refuses` does, as the last look at the store said, however long ago that was."""
         known = self._known.get(app_id)
-        if known is None or not 0 <= now - known.read_at < FRESH_S:
-            known = self._look(app_id, now)
-        least, _ = known.revoked.devices.get(device_id, (0, 0.0))
-        return generation < least or issued_at < known.revoked.issued_before
+        revoked = known.revoked if known is not None else self._read(check_key(places.revoked(app_id)))[0]
+        least, _ = revoked.devices.get(device_id, (0, 0.0))
+        return generation < least or issued_at < revoked.issued_before
 
     def add(self, app_id: str, device_id: str, generation: int, now: float) -> None:
         """Refuse a device's tokens of generations before this one. Raises `Conflict` if there are too many devices."""
@@ -107,7 +112,8 @@ class Revocations:
                 self._keep(app_id, _Known(new, made, now))
                 return new
 
-    def _look(self, app_id: str, now: float) -> _Known:
+    def look(self, app_id: str, now: float) -> None:
+        """Read what of an app is revoked: only whether it has changed, where it is known."""
         key, known = check_key(places.revoked(app_id)), self._known.get(app_id)
         try:
             unchanged = known is not None and known.etag == self._store.get(key, 0, 0).etag
@@ -118,7 +124,6 @@ class Revocations:
         else:
             found = _Known(*self._read(key), now)
         self._keep(app_id, found)
-        return found
 
     def _keep(self, app_id: str, known: _Known) -> None:
         with self._lock:

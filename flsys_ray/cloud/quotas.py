@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from flsys_ray.cloud.apps import AppRecord, AppRecords
 from flsys_ray.cloud.journal import Head
+from flsys_ray.cloud.looks import Looks
 from flsys_ray.cloud.standing import Standings
 from flsys_ray.errors import NotFound, QuotaExceeded
 from flsys_ray.wire.developer_schemas import Quotas
@@ -63,6 +64,7 @@ class AppQuotas:
         self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
+        self._looks: Looks[None] = Looks()
 
     def register(self, app_id: str, quotas: Quotas | None) -> AppRecord:
         """Make an app's record, or give it other quotas; None leaves those that it has. Returns it. Repeatable."""
@@ -90,10 +92,14 @@ class AppQuotas:
         if used + more > limit:
             raise QuotaExceeded(_full(app_id, used, limit), USED_UP_RETRY_S)
 
-    def is_fresh(self, app_id: str) -> bool:
-        """Return whether `admit_check_in` and `admit_upload` would answer without a look at the store."""
+    async def ready(self, app_id: str) -> None:
+        """Know what an app may use, and has used some seconds ago: `admit_check_in` and `admit_upload` go by that.
+
+        A look at the store is made in a thread, one for all calls that wait for it.
+        """
         known = self._known.get(app_id)
-        return known is not None and 0 <= self._clock() - known.read_at < FRESH_S
+        if known is None or not 0 <= self._clock() - known.read_at < FRESH_S:
+            await self._looks.share(app_id, lambda: self._look(app_id))
 
     def admit_check_in(self, app_id: str) -> None:
         """Take one check-in off what an app may make at this replica (a token bucket, a minute deep).
@@ -101,8 +107,6 @@ class AppQuotas:
         Raises:
             QuotaExceeded: there is none left now, the app's updates have used its bytes up, or it uploads too much.
         """
-        if not self.is_fresh(app_id):
-            self._look(app_id)
         now = self._clock()
         with self._lock:
             known = self._known[app_id]
@@ -120,8 +124,6 @@ class AppQuotas:
 
         Whoever comes while something of the share is left may send a whole update: `count_upload` may overdraw it.
         """
-        if not self.is_fresh(app_id):
-            self._look(app_id)
         self._check_uploads(app_id, self._clock())
 
     def count_upload(self, app_id: str, size: int) -> None:

@@ -110,10 +110,8 @@ class Cloud:
         Raises `QuotaExceeded`.
         """
         stages = Stages(self.meter, CHECK_IN_S)
-        if self.quotas.is_fresh(device.app_id):
-            self.quotas.admit_check_in(device.app_id)
-        else:
-            await asyncio.to_thread(self.quotas.admit_check_in, device.app_id)
+        await self.quotas.ready(device.app_id)
+        self.quotas.admit_check_in(device.app_id)
         ids = [model_id(device.app_id, candidacy.model) for candidacy in request.models]
         found = await self.checkins.ask(device, ids)
         answers = {model_name(model): answer for model, answer in found.items()}

@@ -7,7 +7,6 @@ up the bytes that it has sent, and no thread. A refusal says when to come back: 
 that were refused lately, each at its own moment.
 """
 
-import asyncio
 import random
 import time
 from collections import deque
@@ -117,6 +116,15 @@ class Admission:
             yield
 
     @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Have an upload in hand of which it is not known yet who sends it."""
+        self._in_hand["readers"] += 1
+        try:
+            yield
+        finally:
+            self._in_hand["readers"] -= 1
+
+    @contextmanager
     def upload(self, body_bytes: int) -> Iterator[None]:
         """Have an upload in hand whose body is there."""
         self._whole_bytes += body_bytes
@@ -145,11 +153,10 @@ class Admission:
             self.held_bytes += more
             held += more
 
-        self._in_hand["readers"] += 1
         try:
-            yield came
+            with self.arrival():
+                yield came
         finally:
-            self._in_hand["readers"] -= 1
             self._use(mine, mine.left_bytes)
             self.held_bytes -= held
 
@@ -195,10 +202,9 @@ async def take_in(cloud: Cloud, admission: Admission, request: Request, who: tup
     max_bytes = cloud.updates.max_bytes(ticket)
     declared = min(declared_bytes(request), max_bytes)
     admission.check_room(declared)
-    if cloud.quotas.is_fresh(device.app_id):
-        cloud.quotas.admit_upload(device.app_id)
-    else:
-        await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
+    with admission.arrival():
+        await cloud.quotas.ready(device.app_id)
+    cloud.quotas.admit_upload(device.app_id)
     with admission.body(declared) as came:
         stages = Stages(cloud.meter, UPLOAD_S)
         body = await read_body(request, max_bytes, came)

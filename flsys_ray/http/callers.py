@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from flsys_ray.cloud.credentials import Device
@@ -40,16 +39,7 @@ def _enroller_call(cloud: TheCloud, given: Annotated[Given, Depends(_app)]) -> s
 
 
 async def _device_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)]) -> Device:
-    return await device_of(cloud, _secret(given, "a device token"))
-
-
-async def device_of(cloud: Cloud, secret: str) -> Device:
-    """Return the device whose token this is, in a thread if that may touch the store. Raises `Unauthenticated`."""
-    now = cloud.clock()
-    device = cloud.credentials.device_at_once(secret, now)
-    if device is None:
-        device = await run_in_threadpool(cloud.credentials.check_device, secret, now)
-    return device
+    return await cloud.credentials.device(_secret(given, "a device token"))
 
 
 def _reader_call(cloud: TheCloud, given: Annotated[Given, Depends(_device)], _: Annotated[Given, Depends(_app)]) -> str:

@@ -1,9 +1,9 @@
 """What phones call."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request, status
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from flsys_ray.cloud import places
@@ -47,7 +47,7 @@ def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 
 async def _send(cloud: Cloud, request: Request, download: Download, labels: tuple[str, str]) -> Response:
-    response = await run_in_threadpool(serve, cloud.store, request, download)
+    response = await asyncio.to_thread(serve, cloud.store, request, download)
     cloud.meter.record(DOWNLOAD_BYTES, len(response.body), *labels)
     if labels[1] in ("version", "full", "half", "step"):
         cloud.updates.sent.add(labels[0], len(response.body))

@@ -21,7 +21,6 @@ from flsys_ray.cloud.service import Cloud
 from flsys_ray.errors import FlsysError, TryLater
 from flsys_ray.http import problems
 from flsys_ray.http.admission import Admission, take_in
-from flsys_ray.http.callers import device_of
 from flsys_ray.http.limits import JSON_BYTES, length_of, read_body
 from flsys_ray.wire.schemas import ASSIGNMENT_HEADER, CheckInRequest
 
@@ -109,8 +108,8 @@ class ShortWay:
             return
 
         async def answer() -> Response:
-            device = await device_of(self._cloud, headers[_AUTHORIZATION][len(_BEARER) :])
             with self._admission.check_in():
+                device = await self._cloud.credentials.device(headers[_AUTHORIZATION][len(_BEARER) :])
                 return _json(await self._cloud.check_in(device, asked))
 
         await _answered(answer(), scope, receive, send)
@@ -118,7 +117,8 @@ class ShortWay:
     async def _upload(self, headers: dict[bytes, str], request: Request) -> Response:
         cloud, found = self._cloud, UPDATE.fullmatch(request.scope["path"])
         assert found is not None
-        device = await device_of(cloud, headers[_AUTHORIZATION][len(_BEARER) :])
+        with self._admission.arrival():
+            device = await cloud.credentials.device(headers[_AUTHORIZATION][len(_BEARER) :])
         ticket = cloud.credentials.check_assignment(headers[_ASSIGNMENT], device, found[1])
         return _json(await take_in(cloud, self._admission, request, (device, ticket)))
 

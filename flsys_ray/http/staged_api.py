@@ -1,7 +1,5 @@
 """What a phone calls that puts its update into the store by itself: before, and afterwards."""
 
-import asyncio
-
 from fastapi import APIRouter, Request, status
 
 from flsys_ray.cloud.credentials import Device
@@ -58,7 +56,5 @@ async def announce(
 
 async def _admit(cloud: Cloud, device: Device) -> None:
     """Raises `QuotaExceeded` if the device's app uploads too much."""
-    if cloud.quotas.is_fresh(device.app_id):
-        cloud.quotas.admit_upload(device.app_id)
-    else:
-        await asyncio.to_thread(cloud.quotas.admit_upload, device.app_id)
+    await cloud.quotas.ready(device.app_id)
+    cloud.quotas.admit_upload(device.app_id)

@@ -10,6 +10,7 @@ from flsys_ray.cloud import recovery as recovery_module
 from flsys_ray.cloud.batches import Ready
 from flsys_ray.cloud.credentials import Ticket
 from flsys_ray.cloud.journal import Entry, Journal
+from flsys_ray.cloud.meter import NO_METER, UPLOAD_S, Stages
 from flsys_ray.cloud.updates import Updates
 from flsys_ray.core.types import Rejected
 from flsys_ray.errors import AlreadyExists, Late
@@ -34,7 +35,7 @@ def counted_before_the_write() -> Iterator[None]:
         if isinstance(outcome, Rejected):
             raise Late(outcome.reason)
         with suppress(Late):  # it counts already
-            await asyncio.to_thread(self._make_durable, ticket, body)
+            await asyncio.to_thread(self._make_durable, ticket, body, Stages(NO_METER, UPLOAD_S))
         return UpdateReply(duplicate=outcome.duplicate)
 
     with patch.object(Updates, "_take_in", take_in):

@@ -5,6 +5,7 @@ Bodies that come drop by drop are cut off.
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +152,86 @@ def test_too_many_check_ins_at_once_are_refused_and_the_others_answered(world: W
     assert world.http.get("/healthz").status_code == 200
     bounded(world)
     assert world.work(token)
+
+
+class HeldStore:
+    """Has a world's store hold back what is read of some keys until it is let, and counts it."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, *prefixes: str) -> None:
+        self.let = threading.Event()
+        self.asked: list[str] = []
+        kind = type(world.store)
+        get = kind.get
+
+        def held(store: Any, key: str, *span: Any) -> Any:
+            if key.startswith(prefixes):
+                self.asked.append(key)
+                assert self.let.wait(10)
+            return get(store, key, *span)
+
+        monkeypatch.setattr(kind, "get", held)
+
+
+def test_check_ins_that_wait_for_the_store_are_bounded_and_look_once(world: World, key, monkeypatch):
+    """What a replica knows grows old for all calls at once: no call may wait unseen, and one look is enough for all."""
+    world.training(key, plan={"pacing": {"name": "rounds", "cohort": 8, "deadline_s": 600}, "selection": "first_come"})
+    tokens = [world.device(key, f"phone-{n}") for n in range(40)]
+    world.check_in(tokens[0])
+    world.clock.advance(60)
+    held = HeldStore(world, monkeypatch, "secrets/", "apps/")
+    body = json.dumps({"models": [{"model": "tiny", "examples": 100}]}).encode()
+    headers = [bearer(token) | {"Content-Type": "application/json"} for token in tokens]
+    phones = [Phone(world, "POST", "/v1/checkins", each) for each in headers]
+    bounded(world, check_ins=30)
+
+    async def play() -> None:
+        asking = [phone.start(body) for phone in phones]
+        await settled(lambda: sum(task.done() for task in asking) == 10)
+        held.let.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(play())
+    assert sorted(phone.status for phone in phones) == [200] * 30 + [503] * 10
+    assert len(held.asked) == len(set(held.asked)) >= 2
+
+
+def test_uploads_that_wait_for_the_store_are_bounded(world: World, key, monkeypatch):
+    world.training(key, plan={"pacing": {"name": "rounds", "cohort": 8, "deadline_s": 600}, "selection": "first_come"})
+    body = world.body()
+    phones = [uploading(world, key, f"phone-{n}", body) for n in range(8)]
+    world.clock.advance(60)
+    held = HeldStore(world, monkeypatch, "secrets/")
+    bounded(world, readers=5)
+
+    async def play() -> None:
+        asking = [phone.start(body) for phone in phones]
+        await settled(lambda: sum(task.done() for task in asking) == 3)
+        held.let.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(play())
+    assert sorted(phone.status for phone in phones) == [200] * 5 + [503] * 3
+    assert len(held.asked) == 1
+
+
+def test_a_look_that_takes_longer_than_its_result_is_fresh_is_good_for_those_who_wait(world: World, key, monkeypatch):
+    """A slow store makes calls slow: it must not make them look for ever."""
+    world.training(key)
+    token = world.device(key, "one")
+    world.check_in(token)
+    world.clock.advance(60)
+    kind = type(world.store)
+    get = kind.get
+    asked = []
+
+    def slow(store: Any, name: str, *span: Any) -> Any:
+        asked.append(name)
+        world.clock.advance(30)
+        return get(store, name, *span)
+
+    monkeypatch.setattr(kind, "get", slow)
+    assert world.check_in(token)["retry_after_s"] > 0
+    assert len([name for name in asked if name.startswith("secrets/")]) <= 2
 
 
 @pytest.mark.parametrize("path", ["update", "checkins", "give back"])
