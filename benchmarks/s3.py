@@ -144,7 +144,8 @@ def session(runner: asyncio.Runner, store: S3Store, counts: Counts, given: argpa
 async def staged(cloud: Cloud, ticket: Ticket, body: bytes) -> None:
     """Do what a phone does: ask for an address, put the update there, announce it."""
     said = StagedUpdate(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
-    address = await cloud.staging.address(ticket, said)
+    address = cloud.staging.address(ticket, said)
+    await cloud.staging.sweep_now_and_then()
     httpx2.put(address.url, headers=address.headers, content=body).raise_for_status()
     await cloud.staging.take_in(ticket, said)
 

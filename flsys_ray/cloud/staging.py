@@ -5,7 +5,7 @@ under its final name, by the very way of an update that came through the cloud: 
 an object that nobody announced is in no round. An address creates one object, of one size and hash, for one assignment.
 
 What is staged goes when its announcement is answered. What was never announced, or could not be removed then, goes
-some time after its deadline, with a sweep that every now and then goes before a call for an address.
+some time after its deadline, with a sweep that every now and then follows a call for an address.
 """
 
 import asyncio
@@ -61,14 +61,11 @@ class Staging:
         if said.size_bytes > limit:
             raise TooLarge(f"the update has {said.size_bytes} bytes, the assignment takes {limit}")
 
-    async def address(self, ticket: Ticket, said: StagedUpdate) -> UploadAddress:
+    def address(self, ticket: Ticket, said: StagedUpdate) -> UploadAddress:
         """Return where a phone may put its update. Raises `Late` when the deadline has passed."""
         now, work = self._clock(), ticket.assignment
         if now >= work.deadline:
             raise Late(f"assignment {work.assignment_id}: deadline-passed")
-        if now - self._swept_at >= SWEEP_EVERY_S:
-            self._swept_at = now
-            await self._in_thread(self.sweep)
         expires_s = max(1.0, min(EXPIRES_S, work.deadline - now))
         digest = base64.b64encode(bytes.fromhex(said.sha256)).decode()
         signed = self._store.presigned_put(_key(ticket), said.size_bytes, expires_s, digest)
@@ -91,6 +88,13 @@ class Staging:
         if staged is not None:
             await self._in_thread(self._remove, _key(ticket))
         return reply
+
+    async def sweep_now_and_then(self) -> None:
+        """Sweep if the last time is long ago. It may take long: nobody should wait for it."""
+        now = self._clock()
+        if now - self._swept_at >= SWEEP_EVERY_S:
+            self._swept_at = now
+            await self._in_thread(self.sweep)
 
     def sweep(self) -> int:
         """Remove what was staged for deadlines that passed an hour ago, and return how many. May be repeated."""

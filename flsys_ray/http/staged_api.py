@@ -1,6 +1,6 @@
 """What a phone calls that puts its update into the store by itself: before, and afterwards."""
 
-from fastapi import APIRouter, Request, status
+from fastapi import APIRouter, BackgroundTasks, Request, status
 
 from flsys_ray.cloud.credentials import Device
 from flsys_ray.cloud.service import Cloud
@@ -14,7 +14,12 @@ router = APIRouter(prefix="/v1", tags=["devices"])
 
 @router.post("/assignments/{assignment_id}/staged", status_code=status.HTTP_201_CREATED)
 async def make_address(
-    cloud: TheCloud, device: DeviceCall, assignment_id: AssignmentId, body: StagedUpdate, token: AssignmentToken = ""
+    cloud: TheCloud,
+    device: DeviceCall,
+    afterwards: BackgroundTasks,
+    assignment_id: AssignmentId,
+    body: StagedUpdate,
+    token: AssignmentToken = "",
 ) -> UploadAddress:
     """Get an address at which to put the assignment's update: of just this size and hash, once.
 
@@ -23,7 +28,8 @@ async def make_address(
     ticket = cloud.credentials.check_assignment(token, device, assignment_id)
     cloud.staging.check(ticket, body)
     await _admit(cloud, device)
-    address = await cloud.staging.address(ticket, body)
+    address = cloud.staging.address(ticket, body)
+    afterwards.add_task(cloud.staging.sweep_now_and_then)
     cloud.quotas.count_upload(device.app_id, body.size_bytes)
     return address
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cloud_fakes import START
 from cloud_world import OPERATOR_KEY, PAIR, World, bearer, open_world, problem
+from fastapi.testclient import TestClient
 from s3_server import ENVIRONMENT, S3Server
 from served import served
 from tiny_program import PARAMETERS
@@ -333,6 +334,29 @@ def test_what_was_never_announced_goes_an_hour_after_its_deadline(s3: World, key
     assert [places.owner_of(name)[0] for name in staged(s3)] == [work["assignment_id"]]
     s3.clock.advance(2 * KEPT_S)
     assert ask(s3, one, s3.work(one), said(body)).status_code == 201  # who asks has it swept
+    assert staged(s3) == []
+
+
+def test_who_asks_has_the_answer_before_the_sweep_begins(s3: World, key: str, monkeypatch: pytest.MonkeyPatch):
+    """A thousand objects take a store many seconds to remove: longer than a phone waits for an answer."""
+    s3.training(key)
+    one, two = (s3.device(key, name) for name in ("one", "two"))
+    body, happened, remove = s3.body(), list[str](), s3.store.remove
+    assert put(ask(s3, one, s3.work(one), said(body)).json(), body) == 200
+    s3.clock.advance(2 * KEPT_S)
+    work = s3.work(two)
+    monkeypatch.setattr(s3.store, "remove", lambda name: (happened.append("removed"), remove(name)))
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def told(message: Any) -> None:
+            happened.append(message["type"])
+            await send(message)
+
+        await s3.http.app(scope, receive, told)
+
+    reply = TestClient(watched).post(work["upload"]["staged"], json=said(body), headers=bearer(two, work["token"]))
+    assert reply.status_code == 201
+    assert happened == ["http.response.start", "http.response.body", "removed"]
     assert staged(s3) == []
 
 
