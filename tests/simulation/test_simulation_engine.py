@@ -32,6 +32,7 @@ SCAFFOLD = plan_of(ROUNDS, aggregation={"name": "scaffold", "devices": 40})
 LATE = {"pacing": {"name": "rounds", "cohort": 6, "deadline_s": 2, "quorum": 1, "late": {"max_staleness": 3}}}
 PLANS = {
     "rounds": plan_of(ROUNDS),
+    "all at once": plan_of({**ROUNDS, "pacing": {**ROUNDS["pacing"], "over_selection": 1.0}}),
     "buffered": plan_of(BUFFERED),
     "late updates": plan_of({**ROUNDS, **LATE}),
     "median": plan_of(ROUNDS, aggregation="coordinate_median"),
