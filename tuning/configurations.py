@@ -21,8 +21,9 @@ def plan_of(sweep: Sweep, configuration: Configuration, seed: int) -> TrainingPl
         InvalidInput: it makes no plan; the message names the fields and their values.
     """
     made = deepcopy(sweep.plan) if sweep.plan is not None else get(str(sweep.builtin)).default_plan()
-    made.update(seed=seed, stopping={**(made.get("stopping") or {}), "versions": sweep.rounds})
+    made["seed"] = seed
     try:
+        _set(made, ["stopping", "versions"], sweep.rounds)
         for name in sorted(configuration, key=lambda name: name.count(".")):  # a section before what is in it
             _set(made, name.split("."), meant(sweep.space[name], configuration[name]))
         return parse_plan(made)
@@ -96,10 +97,12 @@ def _probes(sweep: Sweep) -> list[dict[str, Value]]:
 
 
 def _set(plan: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set a field; a section that is only a name becomes one with fields."""
+    """Set a field; a section that is only a name becomes one with fields. Raises `InvalidInput` if it is no section."""
     section = plan
     for part in path[:-1]:
         inner = section.get(part)
+        if not isinstance(inner, dict | str | None):
+            raise InvalidInput(f"sweep: plan: {part}: {inner!r} is no section, and {'.'.join(path)} is to be set")
         if not isinstance(inner, dict):
             section[part] = inner = {"name": inner} if isinstance(inner, str) else {}
         section = inner

@@ -7,7 +7,17 @@ import typer
 from rich.table import Table
 
 from flsys_ray.commands import prune
-from flsys_ray.commands.options import AppKey, AsJson, Url, console, developer, print_json, print_table, split_names
+from flsys_ray.commands.options import (
+    AppKey,
+    AsJson,
+    Url,
+    console,
+    developer,
+    print_json,
+    print_table,
+    split_names,
+    text_of,
+)
 from flsys_ray.commands.shared_sets import ExamplesPerClass, HeldOut, Seed, Source, Users, shared_set
 from flsys_ray.core.plan import TrainingPlan, parse_plan, parse_plan_yaml
 from flsys_ray.developer import Action
@@ -274,10 +284,7 @@ def _act(name: str, action: Action, url: str | None, app_key: str | None, *, as_
 
 def _plan(file: Path | None, builtin: str | None) -> TrainingPlan:
     if file is not None:
-        try:
-            return parse_plan_yaml(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise InvalidInput(f"plan: {file} is not a text file") from None
+        return parse_plan_yaml(text_of(file, "plan"))
     if builtin is None:
         raise InvalidInput("a program file needs a training plan: give --plan FILE")
     from flsys_ray.models import base

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are found."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -90,6 +91,14 @@ def print_json(value: BaseModel | Any) -> None:
     import json
 
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def text_of(file: Path, what: str) -> str:
+    """Return the text of a file, which is a plan, say. Raises `InvalidInput` if it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{what}: {file} is not a text file") from None
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flsys_ray.commands.options import console, print_json
+from flsys_ray.commands.options import console, print_json, text_of
 from flsys_ray.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _experiments(plans: list[Path], data: list[str], builtins: list[str], given:
 
     if len(data) not in (1, len(plans)) or len(builtins) not in (0, 1, len(plans)):
         raise InvalidInput(f"{len(plans)} plans: give --data (and --builtin, if at all) once, or once for each")
-    parsed = [ended(parse_plan_yaml(path.read_text()), given.rounds, given.seed) for path in plans]
+    parsed = [ended(parse_plan_yaml(text_of(path, "plan")), given.rounds, given.seed) for path in plans]
     if (given.shared or given.shared_part) and not any(plan.augmentation.share for plan in parsed):
         raise InvalidInput("a shared set, and augmentation.share is 0 in each plan: no device would take of it")
     shared = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flsys_ray.commands.options import AsJson, console, print_json
+from flsys_ray.commands.options import AsJson, console, print_json, text_of
 
 
 def tune(
@@ -24,7 +24,7 @@ def tune(
     from tuning.sweep import find_sweep, parse_sweep
 
     file = find_sweep(sweep)
-    summary = run_sweep(parse_sweep(file.read_text(), file.name), out, workers)
+    summary = run_sweep(parse_sweep(text_of(file, "sweep"), file.name), out, workers)
     if as_json:
         print_json(summary)
     else:

@@ -167,16 +167,19 @@ def read_traces(path: Path) -> Traces:
     """Read traces. Windows repeat after the `period_s` of the file's metadata; default: a day.
 
     Raises:
-        DataInvalid: a column is missing, of another type, or holds values that cannot be.
+        DataInvalid: there is no Parquet file, or a column is missing, of another type, or holds values that cannot be.
     """
-    table = pq.read_table(path).combine_chunks()
+    try:
+        table = pq.read_table(path).combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise DataInvalid(f"traces: {path} is no Parquet file: {error}") from error
     if missing := [name for name in (*_FLOATS, "starts_s", "ends_s") if name not in table.column_names]:
         raise DataInvalid(f"traces: {path.name} lacks {', '.join(missing)}")
-    period_s = float((table.schema.metadata or {}).get(_PERIOD, str(DAY_S).encode()))
     try:
+        period_s = float((table.schema.metadata or {}).get(_PERIOD, str(DAY_S).encode()))
         floats = {name: _column(table[name]) for name in _FLOATS}
         lists = [_lists(table[name]) for name in ("starts_s", "ends_s")]
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise DataInvalid(f"traces: {path.name}: {error}") from error
     offsets = lists[0][0]
     if not np.array_equal(offsets, lists[1][0]):

@@ -120,6 +120,19 @@ def test_a_file_that_cannot_be_is_refused(tmp_path, column, values):
         read_traces(path)
 
 
+def test_what_is_no_file_of_traces_is_refused_by_name(tmp_path):
+    path = tmp_path / "traces.parquet"
+    with pytest.raises(DataInvalid, match=r"traces\.parquet is no Parquet file"):
+        read_traces(path)
+    path.write_text("a: 1")
+    with pytest.raises(DataInvalid, match=r"traces\.parquet is no Parquet file"):
+        read_traces(path)
+    write_traces(always_there(2), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"period_s": "a day"}), path)
+    with pytest.raises(DataInvalid, match=r"traces\.parquet: .*a day"):
+        read_traces(path)
+
+
 def test_a_file_without_a_column_is_refused(tmp_path):
     write_traces(always_there(2), tmp_path / "traces.parquet")
     pq.write_table(pq.read_table(tmp_path / "traces.parquet").drop_columns(["speed"]), tmp_path / "traces.parquet")

@@ -185,6 +185,7 @@ def test_failures_are_one_line_and_1(
     assert "plan: not YAML" in line(*create, "--program", str(program), "--plan", str(wrong))
     wrong.write_bytes(b"\xff\xfe\x00")
     assert "is not a text file" in line(*create, "--program", str(program), "--plan", str(wrong))
+    assert "plan.yaml is not a text file" in line("simulate", str(wrong), "--data", "synthetic-har")
     assert "a program file needs a training plan" in line(*create, "--program", str(program))
     wrong.write_text("")
     said = line(*create, "--program", str(program), "--plan", str(wrong))

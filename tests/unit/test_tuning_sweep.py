@@ -130,6 +130,13 @@ def test_a_configuration_that_makes_no_plan_is_named_with_its_values(space, more
         check(sweep, configurations)
 
 
+@pytest.mark.parametrize("stopping", ["3", "[1]", "{version: 1}"])
+def test_a_stopping_that_is_none_is_refused_by_name(stopping):
+    sweep = parse_sweep(f"{HEAD}{GRID}plan: {{stopping: {stopping}}}\nspace: {{local.epochs: {{grid: [1]}}}}")
+    with pytest.raises(InvalidInput, match="stopping"):
+        check(sweep, fixed_configurations(sweep))
+
+
 def test_a_share_of_no_shared_set_is_refused():
     space = "  augmentation.share: {choice: [0.0, 0.5]}\n"
     with pytest.raises(InvalidInput, match=r"augmentation\.share = 0\.5: .*needs a shared set"):
