@@ -42,6 +42,8 @@ def test_a_few_trials_on_synthetic_data_are_run_once_and_shown(tmp_path):
 def test_the_page_is_what_the_lines_say(tmp_path):
     pytest.importorskip("sklearn")
     script("render.py", "--out", tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text(), (
-        "run benchmarks/results/render.py"
-    )
+    page = (tmp_path / "results.md").read_text()
+    assert page == (ROOT / "docs/results.md").read_text(), "run benchmarks/results/render.py"
+    shown = (ROOT / "README.md").read_text().partition("<!-- results -->")[2].partition("<!-- results end -->")[0]
+    assert shown.count("\n|") > 2
+    assert shown.strip() in page, "run benchmarks/results/render.py"
