@@ -9,6 +9,7 @@ simulation's results would depend on the number of threads.
 
 import gc
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     xdist's own groups (`xdist_group`) are not seen under pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    assert all((Path(__file__).parents[1] / file).is_file() for file in GROUPS), "a file of TOGETHER has moved"
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
