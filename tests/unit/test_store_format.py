@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import ENVIRONMENT, S3Server
+from s3_server import S3Server, s3_with_keys
 
 from flsys_ray.cloud import places
 from flsys_ray.cloud.store_format import FORMAT, check_format, prepare
@@ -20,9 +20,7 @@ from flsys_ray.storage.uri import open_store
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as patch, S3Server().running() as running:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
+    with s3_with_keys() as running:
         yield running
 
 
