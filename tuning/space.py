@@ -58,6 +58,10 @@ class Listed(Dimension):
 
     @model_validator(mode="after")
     def _each_once(self) -> "Listed":
+        try:
+            self.values()
+        except TypeError as error:  # a date, which YAML makes of 2020-01-01
+            raise ValueError(f"a value is neither text, number, list nor mapping: {error}") from error
         if len(set(self.values())) != len(self.values()):
             raise ValueError(f"a value is there twice: {', '.join(map(str, self.values()))}")
         return self

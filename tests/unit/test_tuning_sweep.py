@@ -160,6 +160,10 @@ def test_a_plan_that_is_not_for_the_program_is_refused():
         (f"{HEAD}space: {{local.epochs: 3}}\ntrials: 1", r"space\.local\.epochs: say one of choice, grid"),
         (f"{HEAD}space: {{local.epochs: {{randint: [3, 1]}}}}\ntrials: 1", "low end comes first"),
         (f"{HEAD}space: {{local.epochs: {{choice: [1, 1]}}}}\ntrials: 1", "twice"),
+        (
+            f"{HEAD}space: {{local.epochs: {{choice: [2020-01-01]}}}}\ntrials: 1",
+            r"space\.local\.epochs.*: a value is neither",
+        ),
         (f"{HEAD}space: {{seed: {{choice: [1]}}}}\ntrials: 1", "'seed' cannot be varied: the sweep's 'seeds' sets it"),
         (f"{HEAD}space: {{local.epochs: {{choice: [1]}}}}", "search random: say with `trials`"),
         (f"{HEAD}space: {{local.epochs: {{choice: [1]}}}}\nsearch: grid\ntrials: 2", "leave `trials` out"),
