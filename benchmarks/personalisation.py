@@ -23,13 +23,14 @@ import numpy as np
 from federated_accuracy import HELD_OUT, STORE_BYTES, train
 
 from flsys_ray.core.layout import Vector
-from flsys_ray.core.plan import parse_plan
+from flsys_ray.core.plan import LocalTraining, parse_plan
 from flsys_ray.core.rng import generator
 from flsys_ray.data.dataset import Dataset, open_dataset
 from flsys_ray.data.splits import split_users
 from flsys_ray.device.collector import ReplaySource, feed
 from flsys_ray.device.database import Database
 from flsys_ray.device.examples import Batch, ExampleStore
+from flsys_ray.device.personal import fine_tuned
 from flsys_ray.models import get
 from flsys_ray.programs.compile import compile_builtin
 from flsys_ray.programs.runner import Program
@@ -88,9 +89,9 @@ def personalised(
     """Return the accuracies of the shared and of the fine-tuned parameters on the user's held-out part."""
     training, held_out = parts
     rng = generator(options.seed, "personalisation", 0, user)
-    own = program.train(
-        shared, training.x, training.y, epochs=options.epochs, learning_rate=learning_rate, rng=rng
-    ).parameters
+    local = LocalTraining(epochs=options.epochs, learning_rate=learning_rate)
+    own = fine_tuned(program, shared, training, local, rng)
+    assert own is not None, "nothing stops it"
     before, after = (program.evaluate(vector, held_out.x, held_out.y).correct for vector in (shared, own))
     return before / len(held_out.y), after / len(held_out.y)
 

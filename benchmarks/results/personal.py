@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from tasks import Task, everything, fold_users
 
 from flsys_ray.core.layout import Vector
+from flsys_ray.core.plan import LocalTraining
 from flsys_ray.core.rng import generator
 from flsys_ray.data.schema import Examples
+from flsys_ray.device.examples import Batch
+from flsys_ray.device.personal import fine_tuned
 from flsys_ray.programs.runner import Program
 from flsys_ray.simulation.experiment import builtin
 from flsys_ray.simulation.population import make_pool
@@ -23,8 +26,8 @@ from flsys_ray.simulation.training import Examples as Rows
 
 EARLY = 0.7
 ALONE = {"epochs": 60, "learning_rate": 0.05}
-FURTHER = {"epochs": 15, "learning_rate": 0.02}
-WAYS = ("shared", "alone", "personal", "personal, as long as alone")
+FURTHER = LocalTraining(epochs=60, learning_rate=0.05, proximal_mu=0.1)
+WAYS = ("shared", "alone", "alone, falling rate", "personal")
 
 
 def cut(examples: Examples) -> tuple[Examples, Examples]:
@@ -48,7 +51,10 @@ def cut(examples: Examples) -> tuple[Examples, Examples]:
 
 
 def compare(task: Task, fold: int, seed: int, plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return accuracies on later parts, means over users, for users who trained with the others and for new ones."""
+    """Return accuracies on later parts, means over users, for users who trained with the others and for new ones.
+
+    Of the first, as many as there are new ones, drawn by the seed.
+    """
     training, held_out = fold_users(task, fold)
     dataset = task.dataset()
     parts = {user: cut(dataset.examples(user)) for user in dataset.users}
@@ -57,11 +63,12 @@ def compare(task: Task, fold: int, seed: int, plan: Mapping[str, Any], options: 
     simulation = ended(task, make_pool(early, Rows(judged.x, judged.y)), seed, plan, options)
     (trainee,) = simulation.trainees.values()
     shared, program = trainee.coordinator.version.parameters, Program.load(trainee.model.program)
-    with_it = [_of_user(program, shared, *parts[user], seed) for user in training]
+    drawn = generator(seed, "trained with it").choice(sorted(training), len(held_out), replace=False).tolist()
+    with_it = [_of_user(program, shared, *parts[user], seed) for user in drawn]
     new = [_of_user(program, shared, *parts[user], seed) for user in held_out]
     means = {"trained with it": np.mean(with_it, axis=0), "new": np.mean(new, axis=0)}
     return {
-        "accuracy": float(means["trained with it"][2]),
+        "accuracy": float(means["trained with it"][WAYS.index("personal")]),
         "macro_f1": None,
         "later": {
             kind: dict(zip(WAYS, [round(float(v), 4) for v in values], strict=True)) for kind, values in means.items()
@@ -74,9 +81,12 @@ def _of_user(program: Program, shared: Vector, early: Examples, late: Examples, 
     """Return the accuracy of each way on one user's later part."""
     rng = generator(seed, "personal", 0, early.user)
     alone = program.train(program.init(seed), early.x, early.y, rng=rng, **ALONE).parameters
-    further = program.train(shared, early.x, early.y, rng=rng, **FURTHER).parameters
-    longer = program.train(shared, early.x, early.y, rng=rng, **ALONE).parameters
-    return [accuracy(program, parameters, late.x, late.y) for parameters in (shared, alone, further, longer)]
+    found, examples = [shared, alone], Batch(early.x, early.y)
+    for base in (program.init(seed), shared):
+        own = fine_tuned(program, base, examples, FURTHER, generator(seed, "personal", 0, early.user))
+        assert own is not None, "nothing stops it"
+        found.append(own)
+    return [accuracy(program, parameters, late.x, late.y) for parameters in found]
 
 
 def accuracy(program: Program, parameters: Vector, x: NDArray[Any], y: NDArray[np.int32]) -> float:

@@ -127,9 +127,38 @@ def mean_of(name: str, unit: float, digits: int) -> Callable[[Sequence[Line]], s
     return lambda found: f"{np.mean([one[name] for one in found]) / unit:.{digits}f}"
 
 
+def compression(lines: Sequence[Line]) -> str:
+    """Return the table of encodings, with differences from float32 on the same fold with the same seed."""
+    rows = of_table(lines, "compression")
+    natural = of_table(lines, "label skew").get("all classes", []) + rows.pop("float32", [])
+    if not natural:
+        return "Not run yet."
+    rows = {"float32": natural, **rows}
+    plain = {_place(one): one["accuracy"] for one in natural}
+    megabytes = mean_of("upload_bytes", 1e6, 1)
+    text = _heading("", "runs", "upload, MB", "less float32, points")
+    for name, found in rows.items():
+        less = [100 * (one["accuracy"] - plain[_place(one)]) for one in found if _place(one) in plain]
+        text.append(_row(name, found, megabytes(found), "" if name == "float32" else paired(less)))
+    return "\n".join(text)
+
+
+def _place(line: Line) -> tuple[int, int]:
+    return line["configuration"]["fold"], line["configuration"]["seed"]
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Return the mean of differences, its standard error, and the lowest and the highest."""
+    mean = f"{np.mean(differences):+.1f}"
+    if len(differences) == 1:
+        return mean
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return f"{mean} +- {error:.1f} ({min(differences):+.1f} to {max(differences):+.1f})"
+
+
 def personal(lines: Sequence[Line]) -> str:
     """Return the table of users' own later data."""
-    found = of_table(lines, "personal").get("own later data", [])
+    found = of_table(lines, "personal").get("own later data, rate falls", [])
     if not found:
         return "Not run yet."
     ways = found[0]["later"]["new"].keys()
@@ -186,7 +215,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "headline": headline,
     "verdict": verdict,
     "label skew": simple("label skew"),
-    "compression": simple("compression", ("upload, MB", mean_of("upload_bytes", 1e6, 1)), base="float32"),
+    "compression": compression,
     "drop-out": simple("drop-out", ("trainings", mean_of("trainings", 1, 0)), base="0 %"),
     "augmentation": simple("augmentation", base="none"),
     "pacing": simple(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from flsys_ray.core.plan import LocalTraining
 from flsys_ray.device.augmenting import transforms_of
 from flsys_ray.device.clock import Clock
 from flsys_ray.device.conditions import ConditionsSource, Obstacle, eligible
@@ -53,6 +54,7 @@ class Habits:
         max_starts: an assignment whose training was killed so often is given back.
         backoff_s, max_backoff_s: the first and the longest wait after failures, drawn with full jitter.
         personalise: train each new version further for this phone alone, and use the result where it is better.
+        personal: in which ways: the best is used. None: as the newest assignment says, which is meant for a round.
         label_counts: tell how many examples of each class were trained on, where a plan's selector asks for it.
     """
 
@@ -63,6 +65,7 @@ class Habits:
     backoff_s: float = 5.0
     max_backoff_s: float = 900.0
     personalise: bool = False
+    personal: tuple[LocalTraining, ...] = ()
     label_counts: bool = False
 
 
@@ -294,7 +297,7 @@ class Participation:
             started = int(self.journal.database.setting(starts) or 0)
             self.journal.database.set_settings({starts: started + 1})
             trains = self.habits.personalise and started < self.habits.max_starts  # one that kills the phone ends too
-            found = own.personalise(model, held, None, stopping) if trains else own.compare(model, held)
+            found = own.personalise(model, held, self.habits.personal, stopping) if trains else own.compare(model, held)
             self.journal.database.set_settings({starts: None})
             kind: Kind = "interrupted" if found.refusal == "interrupted" else "personalised"
             return Outcome(kind, now, now, model, detail=found.refusal or ("personal" if found.personal else "shared"))

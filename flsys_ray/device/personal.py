@@ -1,11 +1,12 @@
 """Personalisation: the newest version, trained further on this phone alone, used here if it is better here.
 
-A candidate and the shared version are compared on the phone's own held-out examples; the better one answers `infer`,
-and of equals the shared one. A newer shared version answers until the two have been compared again. Personal
-parameters are a row of the local database: they go with consent, with `erase` and with the cloud that they began from,
-and nothing that talks to the network ever sees them.
+It may be trained in several ways: how much is good differs from user to user. The candidates and the shared version are
+compared on the phone's own held-out examples. The best one answers `infer`: of equals the shared one, then the first
+way. A newer shared version answers until they have been compared again. Personal parameters are a row of the local
+database: they go with consent, with `erase` and with the cloud that they began from, and nothing that talks to the
+network ever sees them.
 
-NOTE(production): the better of two on few examples looks a little better than it is; a phone that must report an
+NOTE(production): the best of several on few examples looks a little better than it is; a phone that must report an
 unbiased figure needs a third part of its examples.
 """
 
@@ -27,6 +28,8 @@ from flsys_ray.device.trainer import DeviceProgram
 from flsys_ray.device.versions import Loaded, Versions
 from flsys_ray.wire.tensors import decode_vector, encode_vector
 
+Ways = LocalTraining | Sequence[LocalTraining]
+FALL = (1.0, 0.4, 0.1)  # of the rate, in thirds of the epochs: docs/results.md says what it is worth
 _COLUMNS = "version, weights_sha256, program_sha256, parameters, personal_correct, shared_correct, held_out"
 
 
@@ -108,21 +111,29 @@ class Personaliser:
         return ", ".join(eligible(self.conditions.read(self.clock.now()), eligibility, counts.training))
 
     def personalise(
-        self, model: str, held: HeldVersion, local: LocalTraining | None, stopping: Callable[[], bool]
+        self, model: str, held: HeldVersion, local: Ways | None, stopping: Callable[[], bool]
     ) -> Personalisation:
-        """Train the version at hand further, and keep the best: it, the personal parameters so far, the new ones."""
+        """Train the version at hand further, and keep the best: it, the personal parameters so far, the new ones.
+
+        `local`: how, or several ways; without any as the newest assignment says. A way that fails leaves the others.
+        """
+        ways = (local,) if isinstance(local, LocalTraining) else local or (self.journal.local(model),)
         with self._alone:
             self.interrupt.clear()
             if refusal := self.refusal(model):
                 return self._said(model, held, refusal)
             loaded = self.versions.load(held.program_sha256, held.weights_sha256)
-            try:
-                fresh, refusal = self._trained(model, held, loaded, local or self.journal.local(model), stopping), ""
-            except Exception as error:  # a program comes from outside: what it raises is no trouble of the phone's
-                fresh, refusal = None, f"failed: {type(error).__name__}: {error}"
-            if fresh is None and not refusal:
-                return self._said(model, held, "interrupted")
-            return self._compared(model, held, loaded, [] if fresh is None else [fresh], refusal)
+            fresh, refusal = list[Vector](), ""
+            for way in ways:
+                try:
+                    made = self._trained(model, held, loaded, way, stopping)
+                except Exception as error:  # a program comes from outside: what it raises is no trouble of the phone's
+                    refusal = f"failed: {type(error).__name__}: {error}"
+                    continue
+                if made is None:
+                    return self._said(model, held, "interrupted")
+                fresh.append(made)
+            return self._compared(model, held, loaded, fresh, refusal)
 
     def compare(self, model: str, held: HeldVersion) -> Personalisation:
         """Compare the personal parameters so far with the version at hand, without training."""
@@ -148,18 +159,9 @@ class Personaliser:
         base = decode_vector(loaded.weights, "parameters", manifest.parameters)
         if training is None:
             return base
-        trained = loaded.program.train(
-            base,
-            training.x,
-            training.y,
-            epochs=local.epochs,
-            learning_rate=local.learning_rate,
-            proximal_mu=local.proximal_mu,
-            rng=generator(0, "personalisation", held.version, model),
-            max_steps=local.max_steps,
-            should_stop=lambda: stopping() or self.interrupt.is_set() or bool(self.refusal(model)),
-        )
-        return np.asarray(trained.parameters, np.float32) if trained.completed else None
+        rng = generator(0, "personalisation", held.version, model)
+        stops = lambda: stopping() or self.interrupt.is_set() or bool(self.refusal(model))  # noqa: E731
+        return fine_tuned(loaded.program, base, training, local, rng, stops)
 
     def _compared(
         self, model: str, held: HeldVersion, loaded: Loaded, fresh: Sequence[Vector], refusal: str
@@ -204,6 +206,42 @@ class Personaliser:
         accuracies = personal_accuracy(record), shared_accuracy(record)
         personal = record.parameters is not None
         return Personalisation(model, held.version, personal, *accuracies, record.held_out, refusal)
+
+
+def fine_tuned(
+    program: DeviceProgram,
+    base: Vector,
+    examples: Batch,
+    local: LocalTraining,
+    rng: np.random.Generator,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Vector | None:
+    """Return parameters [P] trained further on a user's examples; None if it was stopped.
+
+    The rate falls by `FALL`: in a round the noise of the last steps is averaged away with other devices' updates, here
+    it would stay. Each part pulls towards where it began with `proximal_mu`. `max_steps` ends it wherever it is.
+    """
+    current, left = base, local.max_steps
+    for i, factor in enumerate(FALL):
+        epochs = local.epochs // len(FALL) + (i < local.epochs % len(FALL))
+        if epochs == 0 or left == 0:
+            continue
+        trained = program.train(
+            current,
+            examples.x,
+            examples.y,
+            epochs=epochs,
+            learning_rate=factor * local.learning_rate,
+            proximal_mu=local.proximal_mu,
+            rng=rng,
+            max_steps=left,
+            should_stop=should_stop,
+        )
+        if not trained.completed:
+            return None
+        left = None if left is None else left - trained.steps
+        current = np.asarray(trained.parameters, np.float32)
+    return current
 
 
 def personal_accuracy(record: PersonalRecord | None) -> float | None:

@@ -22,7 +22,6 @@ import httpx2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flsys_ray.core.plan import LocalTraining
 from flsys_ray.data.windows import WindowCutter
 from flsys_ray.device.client import CloudClient, Jitter
 from flsys_ray.device.clock import Clock, SystemClock
@@ -37,7 +36,7 @@ from flsys_ray.device.identity import Identity
 from flsys_ray.device.journal import HeldVersion, Journal
 from flsys_ray.device.outcome import Outcome
 from flsys_ray.device.participation import Participation
-from flsys_ray.device.personal import Personalisation, Personaliser, personal_accuracy, shared_accuracy
+from flsys_ray.device.personal import Personalisation, Personaliser, Ways, personal_accuracy, shared_accuracy
 from flsys_ray.device.status import Inference, ModelStatus, PhoneStatus
 from flsys_ray.device.trainer import infer
 from flsys_ray.device.versions import Versions
@@ -291,12 +290,12 @@ class Phone:
         return held.version if held else 0
 
     def personalise(
-        self, model: str, *, local: LocalTraining | None = None, should_stop: Callable[[], bool] = lambda: False
+        self, model: str, *, local: Ways | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> Personalisation:
         """Train the newest version at hand further for this phone alone, and use what is better on its held-out part.
 
         Asks the same of consent and conditions as training, between steps too; what stood against it is in `refusal`.
-        `local` is by default that of the newest assignment. The result never leaves the phone.
+        `local`: how, or several ways to try; by default the newest assignment's. The result never leaves the phone.
 
         Raises:
             NotFound, TryLater: no version is on the phone, and none can be had now.

@@ -11,11 +11,13 @@ from flsys_ray.core.plan import Eligibility, LocalTraining
 from flsys_ray.device.clock import VirtualClock
 from flsys_ray.device.conditions import READY, Conditions, FixedConditions, TraceConditions
 from flsys_ray.device.database import FORMAT, Database
+from flsys_ray.device.examples import Batch
 from flsys_ray.device.participation import Habits
+from flsys_ray.device.personal import fine_tuned
 from flsys_ray.errors import InvalidInput, NotFound
 from flsys_ray.wire.tensors import encode_vector
 
-LOCAL = LocalTraining(epochs=3, learning_rate=0.01)
+LOCAL = LocalTraining(epochs=9, learning_rate=0.01)
 ZERO = np.zeros(PARAMETERS, np.float32)
 
 
@@ -65,6 +67,75 @@ def test_the_better_parameters_answer_after_a_kill_too(tmp_path, cloud):
                 load(stored(phone))["parameters"], np.full((1, *SHAPE), 2.0, np.float32)
             )[0]
         )
+
+
+class FailsAtOne(SoftmaxProgram):
+    """Raises when it is to train at rate 1."""
+
+    def train(self, parameters, x, y, *, learning_rate, **rest):
+        if learning_rate == 1.0:
+            raise RuntimeError("diverged")
+        return super().train(parameters, x, y, learning_rate=learning_rate, **rest)
+
+
+def test_the_best_of_several_ways_answers(tmp_path, cloud):
+    useless, fails = LocalTraining(learning_rate=1e-9), LocalTraining(learning_rate=1.0)
+    publish(cloud, np.concatenate([ZERO[3:], [1.0, 0.0, 0.0]]))  # always "sitting", whatever a tiny step does
+    with open_phone(tmp_path / "one", cloud, load_program=FailsAtOne) as phone:
+        fill(phone)
+        phone.register()
+        alone, own = phone.personalise("har-wild", local=LOCAL), stored(phone)
+        assert alone.personal
+    with open_phone(tmp_path / "several", cloud, load_program=FailsAtOne) as phone:
+        fill(phone)
+        phone.register()
+        found = phone.personalise("har-wild", local=[useless, LOCAL])
+        assert (found, stored(phone)) == (alone, own)
+        failed = phone.personalise("har-wild", local=[fails, LOCAL, useless])
+        assert failed.refusal == "failed: RuntimeError: diverged"
+        assert failed.personal
+        assert stored(phone) == own
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "parts"),
+    [
+        (1, None, [(1, 0.5)]),
+        (2, None, [(1, 0.5), (1, 0.2)]),
+        (7, None, [(3, 0.5), (2, 0.2), (2, 0.05)]),
+        (7, 6, [(3, 0.5)]),  # two steps an epoch
+        (7, 7, [(3, 0.5), (2, 0.2)]),
+    ],
+)
+def test_the_rate_falls_in_three_parts(tmp_path, epochs, max_steps, parts):
+    seen = []
+
+    class Noted(SoftmaxProgram):
+        def train(self, parameters, x, y, *, epochs, learning_rate, **rest):
+            seen.append((epochs, learning_rate))
+            trained = super().train(parameters, x, y, epochs=epochs, learning_rate=learning_rate, **rest)
+            taken.append(trained.steps)
+            return trained
+
+    taken: list[int] = []
+    (tmp_path / "program").write_text('{"name": "har-wild"}')
+    examples = Batch(np.ones((16, *SHAPE), np.float32), np.arange(16, dtype=np.int32) % 3)
+    local = LocalTraining(epochs=epochs, learning_rate=0.5, max_steps=max_steps)
+    assert fine_tuned(Noted(tmp_path / "program"), ZERO, examples, local, np.random.default_rng(0)) is not None
+    assert seen == [(each, pytest.approx(rate)) for each, rate in parts]
+    assert sum(taken) == min(2 * epochs, max_steps or 2 * epochs)
+
+
+def test_the_habit_tries_its_ways(tmp_path, clock):
+    cloud = FakeCloud(clock, FakeModel("har-wild", rounds=1, local=LocalTraining(learning_rate=1e-9)))
+    for ways, personal in (((), False), ((LocalTraining(learning_rate=1e-9), LOCAL), True)):
+        habits = Habits(personalise=True, personal=ways, refresh_after_s=60.0)
+        with open_phone(tmp_path / str(len(ways)), cloud, habits=habits) as phone:
+            fill(phone)
+            phone.register()
+            phone.refresh("har-wild")
+            live(phone, cloud)
+            assert phone.status().models[0].personal == personal
 
 
 def test_a_tie_is_the_shared_version(tmp_path, cloud):
