@@ -66,6 +66,8 @@ class RayExecutor:
         self._started = connect()
         free = ray.available_resources().get("CPU", 0.0)
         if free < workers * cores:
+            if self._started:
+                ray.shutdown()
             raise InvalidInput(f"simulation: {workers} workers need a core each, and Ray has {free:g} to spare")
         gpus = ray.cluster_resources().get("GPU", 0.0)
         options = {"num_cpus": cores, **({"num_gpus": min(1.0, gpus / workers)} if gpus else {})}

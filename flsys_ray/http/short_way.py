@@ -26,7 +26,7 @@ from flsys_ray.wire.schemas import ASSIGNMENT_HEADER, CheckInRequest
 
 CHECK_INS = "/v1/checkins"
 UPDATE = re.compile(r"/v1/assignments/([0-9]{8}-[0-9a-f]{20}(?:-t[1-9][0-9]{0,5}|-e)?)/update")
-_CHECK_IN_BEGINS, _UPDATE_BEGINS = b"POST " + CHECK_INS.encode() + b" ", b"PUT /v1/assignments/"
+_CHECK_IN_BEGINS, _UPDATE_BEGINS = b"POST " + CHECK_INS.encode() + b" ", re.compile(f"PUT {UPDATE.pattern} ".encode())
 _BEARER = "Bearer "
 _AUTHORIZATION, _ASSIGNMENT = b"authorization", ASSIGNMENT_HEADER.lower().encode()
 _TYPE, _LENGTH = b"content-type", b"content-length"
@@ -58,7 +58,7 @@ class ShortWay:
         try:
             if begin.startswith(_CHECK_IN_BEGINS):
                 self._admission.check_room_for_check_in()
-            elif begin.startswith(_UPDATE_BEGINS):
+            elif _UPDATE_BEGINS.match(begin):
                 self._admission.check_room(1)
         except TryLater as full:
             path = begin.split(b" ", 2)[1].decode("latin-1")

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 
 from flsys_ray.http.admission import Bounds
 from flsys_ray.http.app import App
-from serve_apps.door import Door
+from serve_apps.door import BEGIN_BYTES, Door
 from serve_apps.listener import Address, listening
 
 UPDATE = "/v1/assignments/00000001-0123456789abcdef0123/update"
@@ -71,6 +71,12 @@ def said(reply: httpx2.Response) -> None:
     assert (found["type"].rpartition("/")[2], found["instance"], found["status"]) == ("try-later", UPDATE, 503)
 
 
+@pytest.mark.parametrize("assignment", ["00000001-0123456789abcdef0123", "99999999-0123456789abcdef0123-t999999"])
+def test_an_upload_is_known_by_its_first_bytes(full, assignment):
+    begin = f"PUT /v1/assignments/{assignment}/update HTTP/1.1\r\nHost: here\r\n".encode()[:BEGIN_BYTES]
+    assert full.short_way.turned_away(begin).startswith(b"HTTP/1.1 503")
+
+
 @pytest.mark.parametrize("first", ["", "/healthz"], ids=["at the door", "on a connection that is let in"])
 @pytest.mark.parametrize("size", [10, 4 * 1024 * 1024])
 def test_who_is_refused_while_sending_gets_the_answer(full, size, first):
@@ -95,6 +101,10 @@ def test_a_full_replica_answers_what_is_neither_a_check_in_nor_an_upload(full):
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.post("/v1/devices", json={})).status_code == 401
+        for path in ("evaluation", "updates"):
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                reply = await client.put(UPDATE.replace("update", path), content=b"{}")
+                assert reply.status_code != 503, path
 
     served(full, play)
 
