@@ -25,7 +25,7 @@ def simulate(
     rounds: Annotated[int | None, typer.Option(min=1, help="Versions to train. Default: the plan's stopping.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of plans, devices and split. Default: the plan's.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = os.cpu_count() or 1,
-    executor: Annotated[Literal["ray", "inline"], typer.Option(help="Ray workers, or threads here.")] = "inline",
+    executor: Annotated[Literal["ray", "inline"], typer.Option(help="Ray workers, or this machine alone.")] = "inline",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary; `-`: print it.")] = None,
     builtin: Annotated[list[str] | None, typer.Option(help="The models. Default: by the form of the data.")] = None,
     trainer: Annotated[Literal["fast", "program"], typer.Option(help="A fast graph, or the phone's program.")] = "fast",
