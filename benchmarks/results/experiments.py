@@ -208,12 +208,19 @@ def compression() -> Iterator[Trial]:
 
     float32 on fold f with seed f is in the table of label skew.
     """
-    plain, half = {"name": "float32"}, {"name": "float16"}
+    rows: dict[str, dict[str, Any]] = {
+        "float32": {"name": "float32"},
+        "float16": {"name": "float16"},
+        "int8": {"name": "int8"},
+        "int8, block 64": {"name": "int8", "block": 64},
+        "top_k": {"name": "top_k", "fraction": 0.05},
+    }
     for seed in SEEDS:
         for fold in FOLDS:
-            for one in (half if fold == seed else plain, {"name": "int8"}, {"name": "top_k", "fraction": 0.05}):
-                plan = {**NATURAL, "compression": one}
-                yield Trial("compression", one["name"], "hapt", "federated", fold, seed, plan, SMALL)
+            for row, encoding in rows.items():
+                if row != ("float32" if fold == seed else "float16"):
+                    plan = {**NATURAL, "compression": encoding}
+                    yield Trial("compression", row, "hapt", "federated", fold, seed, plan, SMALL)
 
 
 def drop_out() -> Iterator[Trial]:
