@@ -54,7 +54,13 @@ def tune(folder: Path, *more: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_as_in_a_terminal,
     )
+
+
+def _as_in_a_terminal() -> None:
+    """Have Ctrl-C end what is started: a shell has what runs in its background ignore it, and so all below that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def after_a_checkpoint(process: "subprocess.Popen[str]", trials: Path, number: signal.Signals) -> str:
