@@ -27,6 +27,7 @@ from flsys_ray.wire.tensors import encode_update
 
 WIDE = {"name": "rounds", "cohort": 100_000, "over_selection": 1, "quorum": 1, "deadline_s": 3600}
 ONE = {"name": "rounds", "cohort": 1, "over_selection": 1, "deadline_s": 3600}
+COMMIT_S = 120.0
 
 
 def main() -> None:
@@ -129,7 +130,10 @@ class Uploader(threading.Thread):
                 self._stopped.wait(0.2)
 
     def wait_for_commit(self) -> None:
+        end = time.monotonic() + COMMIT_S
         while not self.commits:
+            if time.monotonic() > end:
+                raise SystemExit(f"no update of this model was counted for {COMMIT_S:g} s")
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -56,7 +56,7 @@ class DurableModel:
 
     def __init__(self, store: ObjectStore, model: str, clock: Callable[[], float], meter: Meter = NO_METER) -> None:
         self.store = store
-        self.model = model
+        self.model, self._name = model, model_name(model)
         self._clock = clock
         self._meter = meter
         self._journal = Journal(store, model)
@@ -191,7 +191,7 @@ class DurableModel:
         if self._head.state == "training":
             return
         if self._head.state == "finished":
-            raise Conflict(f"model {model_name(self.model)!r} is finished")
+            raise Conflict(f"model {self._name!r} is finished")
         if self._head.version is not None:
             self._set_state("resumed", "training")
             return
@@ -209,9 +209,7 @@ class DurableModel:
         """Give out no more work. Updates of the open round still count."""
         self._look_up()
         if self._head.state not in ("training", "paused"):
-            raise Conflict(
-                f"model {model_name(self.model)!r} is {self._head.state}: only a training model can be paused"
-            )
+            raise Conflict(f"model {self._name!r} is {self._head.state}: only a training model can be paused")
         self._set_state("paused", "paused")
 
     def stop(self) -> None:
@@ -225,7 +223,7 @@ class DurableModel:
             return
         self._look_up()
         if self._head.state not in ("draft", "finished"):
-            raise Conflict(f"model {model_name(self.model)!r} is {self._head.state}: stop it first")
+            raise Conflict(f"model {self._name!r} is {self._head.state}: stop it first")
         self._set_state("archived", "archived")
 
     def promote(self, number: int | None) -> None:
@@ -233,7 +231,7 @@ class DurableModel:
         self._look_up()
         newest = self._head.version
         if newest is None or (number is not None and number > newest.number):
-            raise NotFound(f"model {model_name(self.model)!r} has no version {'yet' if number is None else number}")
+            raise NotFound(f"model {self._name!r} has no version {'yet' if number is None else number}")
         if self._head.promoted != number:
             with self._trusted():
                 self._append("promoted", promoted=number)
@@ -243,9 +241,7 @@ class DurableModel:
         self._look_up()
         coordinator, newest = self._open(), self._head.version
         if coordinator is None or newest is None:
-            raise Conflict(
-                f"model {model_name(self.model)!r} is {self._head.state}: only a model that trains can go back"
-            )
+            raise Conflict(f"model {self._name!r} is {self._head.state}: only a model that trains can go back")
         if number in (newest.number, newest.restored_from):
             return
         ref = restored(self._journal, newest, number)
@@ -316,13 +312,13 @@ class DurableModel:
         with self._trusted():
             self._journal.check_fence()
         if self._head.state == "archived":
-            raise Conflict(f"model {model_name(self.model)!r} is archived: nothing changes it any more")
+            raise Conflict(f"model {self._name!r} is archived: nothing changes it any more")
 
     @contextmanager
     def _trusted(self) -> Iterator[None]:
         """Run writes. If one fails, what is in memory may differ from the store: nothing is said from it any more."""
         if self._broken:
-            raise OwnershipLost(f"model {model_name(self.model)!r} is being reloaded: try again", 1.0)
+            raise OwnershipLost(f"model {self._name!r} is being reloaded: try again", 1.0)
         try:
             yield
         except BaseException:  # an interrupt between two writes leaves as much behind as an error
